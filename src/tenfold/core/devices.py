@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from tenfold.core.console import UserError
 
 if TYPE_CHECKING:
     import torch
 
-DEVICE_NAMES = ("auto", "cpu", "cuda", "mps", "npu")
+DeviceName = Literal["auto", "cpu", "cuda", "mps", "npu"]
+DEVICE_NAMES: tuple[str, ...] = get_args(DeviceName)
 
 
 def usable_cpus() -> int:
@@ -22,10 +23,12 @@ def usable_cpus() -> int:
 
 
 def set_threads(count: int | None = None) -> int:
-    """Set torch's intra-op threads to `count`, else to TENFOLD_THREADS, else to OMP_NUM_THREADS, else to all usable processors."""
+    """Set torch's threads to `count`, else TENFOLD_THREADS, else OMP_NUM_THREADS, else all usable processors."""
     import torch
 
-    wanted = count or int(os.environ.get("TENFOLD_THREADS", "0") or os.environ.get("OMP_NUM_THREADS", "0")) or usable_cpus()
+    wanted = (
+        count or int(os.environ.get("TENFOLD_THREADS", "0") or os.environ.get("OMP_NUM_THREADS", "0")) or usable_cpus()
+    )
     torch.set_num_threads(wanted)
     return wanted
 
