@@ -49,11 +49,12 @@ def chromium(profile: Path) -> Iterator[webdriver.Chrome]:
 
 
 def set_viewport(browser: webdriver.Chrome, width: int, height: int, dark: bool = False) -> None:
-    """Lay the page out for a screen of this many CSS pixels, light or dark (a window cannot be as narrow as a phone)."""
+    """Lay the page out for a screen of this size in CSS pixels, as a window cannot be as narrow as a phone."""
     metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    still = {"name": "prefers-reduced-motion", "value": "reduce"}  # smooth scrolling would move what a test clicks on
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme, still]})
 
 
 def console_errors(browser: webdriver.Chrome) -> list[str]:
