@@ -1,0 +1,69 @@
+"""`tenfold completion SHELL`: what the shell needs to complete rooms, verbs, options and their choices."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from typing import Annotated, Any, Literal, Union
+
+import tyro
+from tyro.conf import Positional
+
+from tenfold.cli import HOUSE, ROOMS, Verb, deferred, load, room_verbs
+from tenfold.core import console
+
+# tyro's script answers an empty line where nothing fits, which bash takes for one empty candidate. Without it,
+# `-o default` makes bash complete file names: the arguments of most verbs.
+_BASH_ENDING = """
+_tenfold_or_files() {
+  _tyro_tenfold
+  if [[ ${#COMPREPLY[@]} -eq 1 && -z ${COMPREPLY[0]} ]]; then
+    COMPREPLY=()
+  fi
+}
+complete -o default -F _tenfold_or_files tenfold
+"""
+
+
+def completion(shell: Positional[Literal["bash", "zsh", "fish"]]) -> dict[str, str]:
+    """Print the completion script for a shell: rooms, verbs, options and their choices.
+
+    Args:
+        shell: the shell that reads the script.
+
+    Example:
+        tenfold completion bash > ~/.local/share/bash-completion/completions/tenfold
+    """
+    script = completion_script(shell)
+    console.say(script)
+    return {"shell": shell, "script": script}
+
+
+def completion_script(shell: str) -> str:
+    """The script that tyro makes from the verbs of all rooms. It names everything: to print it enters every room."""
+    rooms = [
+        Annotated[
+            _choice([_leaf(name, verb) for name, verb in room_verbs(room).items()]),
+            tyro.conf.subcommand(name=room, description=summary),
+        ]
+        for room, summary in ROOMS.items()
+    ]
+    house = [_leaf(name, load(where)) for name, (_, where) in HOUSE.items()]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        tyro.cli(
+            _choice(rooms + house),
+            prog="tenfold",
+            args=["--tyro-print-completion", shell],
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+    return printed.getvalue() + (_BASH_ENDING if shell == "bash" else "")
+
+
+def _leaf(name: str, verb: Verb) -> Any:
+    return Annotated[Any, tyro.conf.subcommand(name=name, constructor=deferred(verb))]
+
+
+def _choice(branches: list[Any]) -> Any:
+    # A union needs two members: a suppressed None stands beside a single branch.
+    return Union[(*branches, Annotated[None, tyro.conf.Suppress])]
