@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from tenfold.core.console import UserError
@@ -69,7 +70,8 @@ def fetch(repo_id: str, filename: str, revision: str | None = None) -> Path | No
     try:
         # hf_hub_download alone retries an unreachable host for 23 s; one plain request answers at once.
         url = hf_hub_url(repo_id, filename, revision=revision, endpoint=endpoint)
-        get_hf_file_metadata(url, timeout=PROBE_SECONDS)
+        with suppress(EntryNotFoundError):  # the download below meets it too, and notes it in the cache
+            get_hf_file_metadata(url, timeout=PROBE_SECONDS)
         path = hf_hub_download(
             repo_id,
             filename,
