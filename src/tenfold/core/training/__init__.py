@@ -1,7 +1,7 @@
 """One training loop for every room: exact resume, guards, EMA, metrics, on one processor or on many nodes.
 
-A room brings a model, a dataset (a pure function of the sample's number), a loss and an optimiser, and calls `fit`. Importing this
-package loads no torch, so that a room's `config.py` may hold a `FitConfig`.
+A room brings a model, a dataset (a pure function of the sample's number), a loss and an optimiser, and calls `fit`.
+Importing this package loads no torch, so that a room's `config.py` may hold a `FitConfig`.
 """
 
 from __future__ import annotations

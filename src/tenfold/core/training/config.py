@@ -18,11 +18,13 @@ class FitConfig:
         seed: of the sample stream and of every random generator.
         accumulate: micro-batches into which each process cuts its share of a step, to save memory.
         clip_norm: largest gradient norm; None does not clip.
-        precision: of the forward pass: `no` is float32, `bf16` and `fp16` are automatic mixed precision (weights stay float32).
-        ema_decay: decay of the exponential moving average of the weights, which is then what is evaluated and kept; None keeps none.
+        precision: of the forward pass: `no` is float32, `bf16` and `fp16` are automatic mixed precision (weights stay
+            float32).
+        ema_decay: decay of the exponential moving average of the weights, which is then what is evaluated and kept;
+            None keeps none.
         compile: run the model through `torch.compile`.
-        loss_spike_factor: skip a step whose loss is above this many times the running median; None never does. It judges
-            positive losses only.
+        loss_spike_factor: skip a step whose loss is above this many times the running median; None never does. It
+            judges positive losses only.
         gradient_spike_factor: the same for the gradient norm.
         max_skips: stop the run when more steps than this are skipped in a row.
         best_metric: the evaluated metric whose best weights are kept in `best.safetensors`.
@@ -31,8 +33,8 @@ class FitConfig:
         checkpoint_every: steps between checkpoints; 0 writes one after the last step only.
         keep_checkpoints: number of newest checkpoints that stay on the disk.
         log_every: steps between rows of `metrics.jsonl`.
-        log_with: trackers of accelerate that get the same rows (`tensorboard`, `wandb`, ...). TensorBoard is left out silently
-            where it is not installed.
+        log_with: trackers of accelerate that get the same rows (`tensorboard`, `wandb`, ...). TensorBoard is left out
+            silently where it is not installed.
         workers: processes that prepare samples; 0 prepares them in the training process.
         threads: torch threads; None takes TENFOLD_THREADS, OMP_NUM_THREADS or all processors.
     """
@@ -69,7 +71,8 @@ class FitConfig:
             raise UserError(f"training: ema_decay must be in [0, 1), not {self.ema_decay}")
 
 
-# Fields that change what a run shows or how fast it is, and not the weights that it ends with: a resumed run may change them.
+# Fields that change what a run shows or how fast it is, and not the weights that it ends with: a resumed run may change
+# them.
 FREE_ON_RESUME = frozenset(
     {"evaluate_every", "checkpoint_every", "keep_checkpoints", "log_every", "log_with", "workers", "threads"}
 )

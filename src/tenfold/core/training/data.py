@@ -1,8 +1,8 @@
 """The sample stream: sample i of a run is a pure function of i, so that the position in the data is just the step.
 
-Step s of a run takes the samples with the numbers s*batch_size ... (s+1)*batch_size - 1, in this order over the processes and, inside a
-process, over its micro-batches. No sampler has a state that a checkpoint would have to hold, and the stream is the same for
-any number of processes and workers.
+Step s of a run takes the samples with the numbers s*batch_size ... (s+1)*batch_size - 1, in this order over the
+processes and, inside a process, over its micro-batches. No sampler has a state that a checkpoint would have to hold,
+and the stream is the same for any number of processes and workers.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ class Samples(Protocol):
     """A dataset that makes one sample at a time; samples are stacked by `torch.utils.data.default_collate`."""
 
     def sample(self, index: int) -> Any:
-        """Sample number `index` >= 0 of the endless stream (a dict of equally shaped tensors, say): a pure function of `index`."""
+        """Sample number `index` >= 0 of the endless stream, say a dict of equally shaped tensors."""
 
 
 @runtime_checkable
 class Batches(Protocol):
-    """A dataset that builds a batch itself: packed tokens, point clouds of different lengths, vectorised augmentation."""
+    """A dataset that builds a batch itself: packed tokens, point clouds of different sizes, vectorised augmentation."""
 
     def batch(self, indices: Sequence[int]) -> Any:
         """The batch of the samples with these numbers: a pure function of `indices`."""
@@ -85,7 +85,7 @@ def build_batch(dataset: Samples | Batches, indices: Sequence[int]) -> Any:
 
 
 class _BatchDataset(Dataset):
-    """Makes DataLoader workers build whole batches; a UserError travels as a value, since torch would wrap its one line in a traceback."""
+    """Makes workers build whole batches. A UserError travels as a value: torch would wrap it in a traceback."""
 
     def __init__(self, dataset: Samples | Batches) -> None:
         self.dataset = dataset

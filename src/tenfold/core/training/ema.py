@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 
-def _local(tensor: Tensor) -> Tensor:
+def local(tensor: Tensor) -> Tensor:
     """The part of a tensor that this process holds (FSDP2 shards are DTensors)."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
@@ -27,23 +27,23 @@ class Ema:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.averages = [_local(parameter.detach()).clone() for parameter in self.parameters]
+        self.averages = [local(parameter.detach()).clone() for parameter in self.parameters]
 
     @torch.no_grad()
     def update(self) -> None:
         """Take the present weights into the average."""
-        torch._foreach_lerp_(self.averages, [_local(parameter) for parameter in self.parameters], 1 - self.decay)
+        torch._foreach_lerp_(self.averages, [local(parameter) for parameter in self.parameters], 1 - self.decay)
 
     @torch.no_grad()
     def reset(self) -> None:
         """Make the average equal to the present weights."""
         for average, parameter in zip(self.averages, self.parameters, strict=True):
-            average.copy_(_local(parameter))
+            average.copy_(local(parameter))
 
     @torch.no_grad()
     def _exchange(self) -> None:
         for average, parameter in zip(self.averages, self.parameters, strict=True):
-            weight = _local(parameter)
+            weight = local(parameter)
             kept = weight.clone()
             weight.copy_(average)
             average.copy_(kept)

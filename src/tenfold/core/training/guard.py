@@ -14,8 +14,8 @@ ENOUGH = 16  # accepted steps before a spike can be told from a start
 class Guard:
     """Judges each step by its loss and gradient norm before the weights change.
 
-    A value is a spike when it is above `factor` times the median of the last accepted ones. All processes judge the same reduced
-    numbers and so decide alike.
+    A value is a spike when it is above `factor` times the median of the last accepted ones. All processes judge the
+    same reduced numbers and so decide alike.
 
     Args:
         loss_factor: bar for the loss; None never calls a loss a spike.

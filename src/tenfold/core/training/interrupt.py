@@ -11,7 +11,7 @@ from tenfold.core.console import UserError
 
 
 class Interrupted(UserError):
-    """A run that was asked to stop and has left a checkpoint. Exit status 128 + signal: 130 for Ctrl-C, 143 for SIGTERM."""
+    """A run that was asked to stop and has left a checkpoint. Exit status 130 after Ctrl-C, 143 after SIGTERM."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)

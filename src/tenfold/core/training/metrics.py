@@ -1,4 +1,4 @@
-"""What a run reports: rows in `metrics.jsonl`, and the same rows to TensorBoard, W&B or any other tracker of accelerate."""
+"""What a run reports: means since the last row, and the rows of `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tenfold.core.files import disk_error, write_bytes
 
 
 class Averages:
-    """Sums of what the loss function reports, until the next row is written. Tensors are summed on their device, without waiting."""
+    """Sums of what is reported, until the next row is written. Tensors are summed on their device, without waiting."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor | float] = {}
@@ -53,7 +53,8 @@ class MetricsFile:
 
     Args:
         path: of the file.
-        step: the step to go on from: rows beyond it, which a killed run left behind, are dropped, as is a torn last line.
+        step: the step to go on from: rows beyond it, which a killed run left behind, are dropped, as is a torn last
+            line.
     """
 
     def __init__(self, path: Path, step: int) -> None:

@@ -1,4 +1,4 @@
-"""The configuration that a run was started with, kept in its folder, and compared when the run goes on. Imports no torch."""
+"""The configuration of a run, kept in its folder and compared when the run goes on. Imports no torch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def check(run_dir: Path, config: FitConfig, recipe: object, resume: bool) -> Non
         differences = _differences(recorded, wanted)
         if differences:
             raise UserError(
-                f"{run_dir} was started with another configuration: {'; '.join(differences)}: use the recorded values, or another folder"
+                f"{run_dir} was started with another configuration: {'; '.join(differences)}: "
+                "use the recorded values, or another folder"
             )
     write_bytes(path, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True).encode())
 

@@ -26,7 +26,10 @@ def multistep(milestones: Sequence[int], gamma: float = 0.5, warmup: int = 0) ->
 
 
 def cosine(steps: int, warmup: int = 0, floor: float = 0.0) -> Schedule:
-    """Rise linearly for `warmup` steps, then fall along half a cosine to `floor` at step `steps` (Loshchilov & Hutter 2017, eq. 5)."""
+    """Rise linearly for `warmup` steps, then fall along half a cosine to `floor` at step `steps`.
+
+    Source: Loshchilov & Hutter, SGDR (2017), equation 5, with one period and after a warm-up.
+    """
 
     def factor(step: int) -> float:
         if step < warmup:

@@ -1,19 +1,19 @@
 """Checkpoints of a run: folders that are complete or not there, holding all that an exact resume needs.
 
-`step-00001000/` holds `model.safetensors` (the weights to use: the average where one is kept), `raw.safetensors` (the weights that
-are trained, only beside an average), `trainer.pt` (optimiser, gradient scaler and each process's random state; loads with
-`weights_only=True`), `state.json` (counters) and `manifest.json` (every file's size, by which a damaged folder is told).
+`step-00001000/` holds `model.safetensors` (the weights to use: the average where one is kept), `raw.safetensors` (the
+weights that are trained, only beside an average), `trainer.pt` (optimiser, gradient scaler and each process's random
+state; loads with `weights_only=True`), `state.json` (counters) and `manifest.json` (every file's size, by which a
+damaged folder is told).
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import random
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from safetensors.torch import save as to_safetensors
-from torch import Tensor, nn
+from torch import nn
 
+from tenfold.core import checkpoint
 from tenfold.core.console import UserError, warn
 from tenfold.core.files import disk_error, make_folder
-from tenfold.core.training.ema import Ema
+from tenfold.core.training.ema import Ema, local
 
 
 @dataclass
@@ -40,6 +40,7 @@ class Progress:
         cpu_seconds: processor time of this process in training steps, likewise.
         best: best value of `FitConfig.best_metric` so far.
         best_step: the step at which it was reached.
+        evaluated_step: the step of the last evaluation.
     """
 
     step: int = 0
@@ -48,11 +49,13 @@ class Progress:
     cpu_seconds: float = 0.0
     best: float | None = None
     best_step: int | None = None
+    evaluated_step: int | None = None
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `path` in one step when all its files are on the disk; on failure nothing is left.
+    """Yield a temporary folder that becomes `path` in one step when all its files are on the disk; on failure nothing
+    is left.
 
     Raises:
         UserError: the disk is full, read-only or otherwise refuses.
@@ -72,6 +75,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         _sync(path.parent)
     except OSError as error:
         raise disk_error(path, error) from error
+    except UserError as error:  # of a file's writer: name the folder, the temporary one is gone
+        raise disk_error(path, error.__cause__) if isinstance(error.__cause__, OSError) else error from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -115,27 +120,33 @@ def _sharded(model: nn.Module) -> bool:
     return any(hasattr(parameter, "to_local") for parameter in model.parameters())
 
 
-def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The whole state dict on the CPU. Under FSDP2 every process must call it, and only the first one gets the tensors."""
-    if _sharded(model):
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+def save_weights(path: Path | None, model: nn.Module, ema: Ema | None, metadata: Mapping[str, str]) -> None:
+    """Write the weights to use: the average if there is one, else the model's own.
 
-        return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    # Tied weights share memory, which safetensors refuses: each name gets a copy.
-    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
-
-
-def load_model_tensors(model: nn.Module, tensors: Mapping[str, Tensor], origin: Path) -> None:
-    """Load a whole state dict, strictly. Raises UserError where it does not fit."""
-    try:
+    Args:
+        path: the safetensors file; None in the processes that only take part in gathering the shards (FSDP2).
+        model: the module that is trained.
+        ema: its average.
+        metadata: header of the file.
+    """
+    with ema.in_place() if ema else nullcontext():
+        tensors: Mapping[str, Any] = model.state_dict()
         if _sharded(model):
-            from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+            from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-            set_model_state_dict(model, dict(tensors), options=StateDictOptions(full_state_dict=True))
-        else:
-            model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise UserError(f"{origin} does not fit this model: {' '.join(str(error).split())[:300]}") from error
+            tensors = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        if path:
+            checkpoint.save(path, tensors, metadata)
+
+
+def _load_weights(path: Path, model: nn.Module) -> None:
+    tensors = load_file(path)
+    if _sharded(model):
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+        set_model_state_dict(model, dict(tensors), options=StateDictOptions(full_state_dict=True))
+    else:
+        checkpoint.load_into(model, tensors, str(path))
 
 
 def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -198,34 +209,31 @@ class Snapshots:
         Raises:
             UserError: the disk refuses, or the weights are not finite; earlier checkpoints stay.
         """
-        raw = model_tensors(model)
-        averaged = None
-        if ema:
-            with ema.in_place():
-                averaged = model_tensors(model)
-        trainer = {
-            "optimizer": _optimizer_state(model, optimizer),
-            "scaler": scaler.state_dict() if scaler else None,
-            "ranks": ranks,
-        }
-        if not main:
-            return
-        spoilt = next((name for name, tensor in raw.items() if not bool(torch.isfinite(tensor).all())), None)
-        if spoilt:
-            raise UserError(
-                f"training: the weights {spoilt} are no longer finite at step {progress.step}; the last good checkpoint is "
-                f"{self.newest() or 'none yet'}: train anew with a lower learning rate or with clip_norm"
-            )
-        with atomic_folder(self.folder / f"step-{progress.step:08d}") as path:
-            (path / "model.safetensors").write_bytes(to_safetensors(averaged or raw, self.metadata or None))
-            if averaged:
-                (path / "raw.safetensors").write_bytes(to_safetensors(raw))
-            buffer = io.BytesIO()
-            torch.save(trainer, buffer)
-            (path / "trainer.pt").write_bytes(buffer.getbuffer())
-            (path / "state.json").write_text(json.dumps({"progress": asdict(progress), "guard": guard}))
-            sizes = {file.name: file.stat().st_size for file in path.iterdir()}
-            (path / "manifest.json").write_text(json.dumps(sizes))
+        for name, weight in model.named_parameters():
+            if not bool(torch.isfinite(local(weight)).all()):
+                raise UserError(
+                    f"training: the weights {name} are no longer finite at step {progress.step}; the last good "
+                    f"checkpoint is {self.newest() or 'none yet'}: train anew with a lower learning rate or clip_norm"
+                )
+        with atomic_folder(self.folder / f"step-{progress.step:08d}") if main else nullcontext() as path:
+            save_weights(path and path / "model.safetensors", model, ema, self.metadata)
+            if ema:
+                save_weights(path and path / "raw.safetensors", model, None, {})
+            trainer = {
+                "optimizer": _optimizer_state(model, optimizer),
+                "scaler": scaler.state_dict() if scaler else None,
+                "ranks": ranks,
+            }
+            if path:
+                _save_safely_loadable(path / "trainer.pt", trainer)
+                (path / "state.json").write_text(json.dumps({"progress": asdict(progress), "guard": guard}))
+                sizes = {file.name: file.stat().st_size for file in path.iterdir()}
+                (path / "manifest.json").write_text(json.dumps(sizes))
+        if main:
+            self._remove_old()
+
+    def _remove_old(self) -> None:
+        # Hidden first, so that a half-removed folder is never taken for a checkpoint.
         for old in sorted(self.folder.glob("step-*"))[: -self.keep]:
             hidden = old.with_name(f".{old.name}.removed")
             old.rename(hidden)
@@ -244,16 +252,25 @@ class Snapshots:
         Returns:
             The progress, the guard's state and what `save` got as `ranks`.
         """
-        load_model_tensors(model, load_file(path / "model.safetensors"), path)
+        _load_weights(path / "model.safetensors", model)
         if ema:
             ema.reset()
-            load_model_tensors(model, load_file(path / "raw.safetensors"), path)
+            _load_weights(path / "raw.safetensors", model)
         trainer = torch.load(path / "trainer.pt", map_location="cpu", weights_only=True)
         _load_optimizer_state(model, optimizer, trainer["optimizer"])
         if scaler and trainer["scaler"]:
             scaler.load_state_dict(trainer["scaler"])
         state = json.loads((path / "state.json").read_text())
         return Progress(**state["progress"]), state["guard"], trainer["ranks"]
+
+
+def _save_safely_loadable(path: Path, content: object) -> None:
+    """`torch.save` of plain containers, numbers and tensors, with the disk's error instead of torch's own."""
+    with path.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from error
 
 
 def _complete(path: Path) -> bool:
