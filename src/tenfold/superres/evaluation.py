@@ -1,6 +1,6 @@
 """The protocol of the light super-resolution papers: PSNR and SSIM on Y, border cropped, averaged over images.
 
-RCAN's released Set5 outputs score what its paper prints under this code: that is how we know it is the published protocol.
+RCAN's released Set5 outputs score what its paper prints under this code, so it is the published protocol.
 """
 
 from __future__ import annotations
@@ -14,14 +14,12 @@ from statistics import fmean
 import cv2
 import numpy as np
 
-from tenfold.core import console
+from tenfold.core import console, images
 from tenfold.core.console import UserError
 from tenfold.superres.resize import Border, imresize_matlab
 
 Upscale = Callable[[np.ndarray], np.ndarray]
 """Low-res HxWx3 uint8 RGB in, s*H x s*W x 3 uint8 RGB out."""
-
-_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 
 
 def rgb_to_y(image: np.ndarray) -> np.ndarray:
@@ -184,26 +182,19 @@ def _images_by_stem(folder: Path) -> dict[str, Path]:
         raise UserError(f"{folder}: no such folder of images")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in _IMAGE_SUFFIXES and not path.name.startswith("."):
+        if path.suffix.lower() in images.READABLE_SUFFIXES and not path.name.startswith("."):
             if path.stem in found:
                 raise UserError(
                     f"{folder}: {found[path.stem].name} and {path.name} are two images of one name; keep one"
                 )
             found[path.stem] = path
     if not found:
-        raise UserError(f"{folder}: no images here (looked for {', '.join(sorted(_IMAGE_SUFFIXES))})")
+        raise UserError(f"{folder}: no images here (looked for {', '.join(sorted(images.READABLE_SUFFIXES))})")
     return found
 
 
-def read_rgb8(path: Path) -> np.ndarray:
-    """An image file as HxWx3 uint8 RGB; grey is replicated."""
-    from PIL import Image
-
-    return np.array(Image.open(path).convert("RGB"))
-
-
 def make_low_res(reference: np.ndarray, scale: int, border: Border = "mirror") -> np.ndarray:
-    """The benchmark's low-res image of an HxWx3 uint8 ground truth, which is first cropped to a multiple of the scale."""
+    """The benchmark's low-res image of an HxWx3 uint8 ground truth, first cropped to a multiple of the scale."""
     height, width = reference.shape[:2]
     if height < scale or width < scale:
         raise UserError(f"a {width}x{height} image is too small to shrink {scale} times")
@@ -241,12 +232,12 @@ def evaluate_pairs(
     rows = []
     with console.progress("evaluate", total=len(pairs)) as bar:
         for pair in pairs:
-            reference = read_rgb8(pair.high_res)
+            reference = _read_rgb8(pair.high_res)
             if upscale is None:
                 assert pair.other is not None
-                output = read_rgb8(pair.other)
+                output = _read_rgb8(pair.other)
             else:
-                source = make_low_res(reference, scale, border) if pair.other is None else read_rgb8(pair.other)
+                source = make_low_res(reference, scale, border) if pair.other is None else _read_rgb8(pair.other)
                 _check_fit(pair, reference, (source.shape[0] * scale, source.shape[1] * scale), scale)
                 output = upscale(source)
             _check_fit(pair, reference, output.shape[:2], scale)
@@ -254,6 +245,10 @@ def evaluate_pairs(
             bar.advance(note=f"{pair.name} {rows[-1].psnr_y:.2f} dB")
     origin = str(super_res or low_res or f"made by imresize_matlab, {border} border")
     return EvaluationResult(scale=scale, low_res=origin, images=tuple(rows), mean=_mean(rows))
+
+
+def _read_rgb8(path: Path) -> np.ndarray:
+    return images.to_rgb8(images.read(path))
 
 
 def _check_fit(pair: Pair, reference: np.ndarray, size: tuple[int, ...], scale: int) -> None:

@@ -1,7 +1,7 @@
 """MATLAB's bicubic `imresize`, bit for bit.
 
 Super-resolution benchmarks define their low-resolution images by `imresize(image, 1/s, 'bicubic')`. Pillow, OpenCV and
-torch differ from it by up to tens of grey levels, enough to put a good model below bicubic, so the rule is written out here.
+torch differ from it by up to tens of grey levels, enough to put a good model below bicubic: hence the whole rule here.
 
 Each axis is one sparse weight matrix: a row has the few taps of one output pixel. Two conventions for pixels beyond the
 border exist in public test sets: `mirror` (edge pixel repeated, period 2n; Set5 as distributed with SwinIR) and `clamp`
