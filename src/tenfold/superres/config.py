@@ -91,6 +91,7 @@ class TrainConfig:
         evaluate_every: steps between two evaluations.
         checkpoint_every: steps between two checkpoints.
         seed: of weights, crops and augmentation.
+        workers: processes that prepare patches; 0 prepares them in the training process.
     """
 
     iterations: int = 500_000
@@ -107,7 +108,46 @@ class TrainConfig:
     evaluate_every: int = 5000
     checkpoint_every: int = 5000
     seed: int = 1226
+    workers: int = 0
 
+
+@dataclass(frozen=True)
+class Recipe:
+    """A network and the way it is trained."""
+
+    model: HiTConfig
+    train: TrainConfig
+
+
+def embedded_recipe(scale: int) -> Recipe:
+    """The recipe of the embedded weights: a small HiT-SRF, cosine schedule, from bicubic, half an hour on one core."""
+    return Recipe(
+        HiTConfig(
+            variant="srf",
+            scale=scale,
+            width=40,
+            depths=(4, 4),
+            heads=(4, 4),
+            window_ratios=(0.5, 1.0, 2.0, 4.0),
+        ),
+        TrainConfig(
+            iterations=6000,
+            batch_size=8,
+            patch=32,
+            learning_rate=1e-3,
+            schedule="cosine",
+            warmup=100,
+            clip_norm=1.0,
+            ema_decay=0.999,
+            init="bicubic",
+            evaluate_every=500,
+            checkpoint_every=500,
+            seed=0,
+        ),
+    )
+
+
+RECIPES = {"tenfold-x2": embedded_recipe(2), "tenfold-x4": embedded_recipe(4)}
 
 PARAMETERS = {  # of the released models, counted on the official code
     ("sir", 2): 772_064,
