@@ -20,6 +20,7 @@ import typing
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tenfold import __version__
@@ -66,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None takes those of the process.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if sys.stdout is None:  # the shell closed it: `>&-`
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # File names may hold bytes that are no text; they must not stop a message from being printed.
@@ -328,10 +331,10 @@ def _one_line(complaint: str) -> str:
     """The essence of tyro's framed, many-line complaint: its first part, and the options that it thinks were meant."""
     parts: list[list[str]] = [[]]
     for line in complaint.splitlines()[1:-1]:
-        inside = line.strip().strip("│|")
-        if inside.strip(" ─-+"):
-            parts[-1].append(inside.rstrip()[1:])
-        else:
+        inside = line[2:-1].rstrip()  # the frame is a line, or spaces where the output cannot show lines
+        if inside.strip("─- "):
+            parts[-1].append(inside)
+        elif parts[-1]:
             parts.append([])
     # Arguments that tyro lists stand four spaces in, their help texts eight.
     listed = [[line.strip() for line in part if re.match(r" {4}\S", line)] for part in parts]

@@ -216,8 +216,9 @@ def _part(name: str, needs: tuple[str, ...]) -> Part:
 
 def _room_part(room: str, needs: tuple[str, ...]) -> Part:
     embedded = [entry for entry in room_models(room) if entry.source == "embedded"]
-    weights = resources.files(f"tenfold.{room}") / "weights"
-    there = {entry.name: (weights / entry.location).is_file() for entry in embedded}
+    there = {
+        entry.name: (resources.files(f"tenfold.{room}") / "weights" / entry.location).is_file() for entry in embedded
+    }
     return dataclasses.replace(
         _part(room, needs),
         weights=tuple(name for name, found in there.items() if found),
