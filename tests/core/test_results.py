@@ -86,6 +86,11 @@ def test_filling_twice_changes_nothing(results: Path) -> None:
     assert fill_markdown(once, results, builders) == once
 
 
+def test_a_marker_in_a_code_block_is_left_alone(results: Path) -> None:
+    text = "```text\n<!-- value: benchmarks/demo.json#room -->?<!-- /value -->\n<!-- results: x -->\n```\n"
+    assert fill_markdown(text, results) == text
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

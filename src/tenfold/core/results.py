@@ -188,9 +188,11 @@ def _read(folder: Path, path: str) -> dict[str, Any]:
 
 Builder = Callable[[str], str]
 
+_CODE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+
 
 def fill_markdown(text: str, results: Path, builders: Mapping[str, Builder] | None = None) -> str:
-    """Replace what stands between a marker and its end by what the marker asks for.
+    """Replace what stands between a marker and its end by what it asks for. A marker in a code block is left alone.
 
     Args:
         text: a Markdown document.
@@ -207,7 +209,11 @@ def fill_markdown(text: str, results: Path, builders: Mapping[str, Builder] | No
     }
     marker = re.compile(rf"<!-- ({'|'.join(known)}): (.+?) -->(.*?)<!-- /\1 -->", re.DOTALL)
 
+    code = [match.span() for match in _CODE.finditer(text)]
+
     def replaced(match: re.Match[str]) -> str:
+        if any(start <= match.start() < end for start, end in code):
+            return match[0]
         kind, argument, inside = match.groups()
         # An opening marker inside means that the end of this one is missing, and that it would swallow the next.
         if f"<!-- {kind}:" in inside:
@@ -215,8 +221,9 @@ def fill_markdown(text: str, results: Path, builders: Mapping[str, Builder] | No
         return f"<!-- {kind}: {argument} -->{known[kind](argument)}<!-- /{kind} -->"
 
     filled = marker.sub(replaced, text)
+    prose = _CODE.sub("", filled)
     for kind in known:
-        opened, closed = filled.count(f"<!-- {kind}:"), filled.count(f"<!-- /{kind} -->")
+        opened, closed = prose.count(f"<!-- {kind}:"), prose.count(f"<!-- /{kind} -->")
         if opened != closed:
             raise UserError(f"{opened} markers `{kind}` are opened and {closed} closed")
     return filled
