@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tenfold.core.console import UserError, say, warn
 from tenfold.core.console import progress as progress_bar
-from tenfold.core.devices import seed_everything, set_threads
+from tenfold.core.devices import set_threads
 from tenfold.core.files import disk_error, make_folder
 from tenfold.core.training import record
 from tenfold.core.training.config import FitConfig
@@ -26,8 +26,9 @@ from tenfold.core.training.guard import Guard
 from tenfold.core.training.interrupt import InterruptCatcher, Interrupted
 from tenfold.core.training.metrics import Averages, MetricsFile, merge
 from tenfold.core.training.processes import agree, make_accelerator
+from tenfold.core.training.randomness import seed_step
 from tenfold.core.training.schedule import Schedule, constant
-from tenfold.core.training.snapshot import Progress, Snapshots, random_state, restore_random_state, save_weights
+from tenfold.core.training.snapshot import Progress, Snapshots, save_weights
 
 Loss = Callable[[Any, Any], tuple[Tensor, Mapping[str, Tensor | float]]]
 Evaluate = Callable[[nn.Module, int], Mapping[str, float]]
@@ -168,31 +169,25 @@ class _Loop:
         accelerator = self.accelerator
         newest = [str(self.snapshots.newest() or "") if self.main else ""]
         broadcast_object_list(newest)
-        seed_everything(self.config.seed + accelerator.process_index)
         if newest[0]:
-            self.progress, guard, ranks = self.snapshots.load(
+            self.progress, guard, averages = self.snapshots.load(
                 Path(newest[0]), self.bare, self.ema, self.optimizer.optimizer, accelerator.scaler
             )
             self.guard.restore(guard)
-            if accelerator.process_index < len(
-                ranks
-            ):  # of more processes than before, the new ones start from the seed
-                own = ranks[accelerator.process_index]
-                self.averages.restore(own["averages"])
-                restore_random_state(own["random"])
+            if accelerator.process_index < len(averages):  # there may be more processes than before
+                self.averages.restore(averages[accelerator.process_index])
             self.saved_step = self.progress.step
         if self.main:
             self.metrics = MetricsFile(self.run_dir / "metrics.jsonl", self.progress.step)
             if newest[0]:
                 say(f"resuming {self.run_dir} at step {self.progress.step} of {self.config.steps}")
-        with _random_state_kept():
-            accelerator.init_trackers(
-                "tenfold",
-                init_kwargs={
-                    "tensorboard": {"purge_step": self.progress.step + 1},
-                    "wandb": {"name": self.run_dir.name, "dir": str(self.run_dir)},
-                },
-            )
+        accelerator.init_trackers(
+            "tenfold",
+            init_kwargs={
+                "tensorboard": {"purge_step": self.progress.step + 1},
+                "wandb": {"name": self.run_dir.name, "dir": str(self.run_dir)},
+            },
+        )
 
     def close(self) -> None:
         """Let go of files and trackers, and undo what accelerate wrapped around the model's forward."""
@@ -228,7 +223,8 @@ class _Loop:
         ):
 
             def wishes() -> tuple[int, bool]:
-                return interrupt.received, bool(should_stop and should_stop(progress))
+                stop = bool(should_stop and should_stop(progress))
+                return interrupt.received, stop
 
             signal_number, stop = 0, False
             if progress.step:  # a run that its budget had ended stays ended
@@ -245,8 +241,8 @@ class _Loop:
                     self._save()
                 if signal_number:
                     raise Interrupted(
-                        f"training was stopped by a signal after step {progress.step} of {config.steps}; the checkpoint "
-                        f"is in {self.snapshots.folder}: run the same command again to go on",
+                        f"training was stopped by a signal after step {progress.step} of {config.steps}; the "
+                        f"checkpoint is in {self.snapshots.folder}: run the same command again to go on",
                         signal_number,
                     )
                 if last:
@@ -275,6 +271,7 @@ class _Loop:
             The signal that any process got, and whether any wants to stop.
         """
         config, accelerator = self.config, self.accelerator
+        seed_step(config.seed, self.progress.step, accelerator.process_index, accelerator.device)
         factor = self.schedule(self.progress.step)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
@@ -350,7 +347,7 @@ class _Loop:
     def _evaluate(self, evaluate: Evaluate) -> None:
         config, progress = self.config, self.progress
         self.bare.eval()
-        with _random_state_kept(), self.ema.in_place() if self.ema else nullcontext(), torch.no_grad():
+        with self.ema.in_place() if self.ema else nullcontext(), torch.no_grad():
             answer: list[Any] = [dict(evaluate(self.bare, progress.step))]
         self.bare.train()
         broadcast_object_list(answer)
@@ -374,7 +371,7 @@ class _Loop:
     def _save(self) -> None:
         if self.saved_step == self.progress.step:
             return
-        ranks = gather_object([{"random": random_state(), "averages": self.averages.state()}])
+        averages = gather_object([self.averages.state()])
         self.snapshots.save(
             self.progress,
             self.guard.state(),
@@ -382,7 +379,7 @@ class _Loop:
             self.ema,
             self.optimizer.optimizer,
             self.accelerator.scaler,
-            ranks,
+            averages,
             self.main,
         )
         self.saved_step = self.progress.step
@@ -410,11 +407,3 @@ def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
     """The 2-norm of all gradients together, of FSDP2's shards as well."""
     norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-
-
-@contextmanager
-def _random_state_kept() -> Iterator[None]:
-    """Put the generators back afterwards, so that evaluating or logging more often does not change the training."""
-    state = random_state()
-    yield
-    restore_random_state(state)

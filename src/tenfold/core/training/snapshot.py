@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -18,7 +17,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import nn
@@ -87,33 +85,6 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def random_state() -> dict[str, Any]:
-    """The states of Python's, NumPy's and torch's generators in this process, as tensors and numbers."""
-    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
-    return {
-        "python": random.getstate(),
-        "numpy": (
-            str(name),
-            torch.from_numpy(np.array(keys, dtype=np.int64)),
-            int(position),
-            int(has_gauss),
-            float(gauss),
-        ),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-    }
-
-
-def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Put the generators back to what `random_state` gave."""
-    random.setstate(state["python"])
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
 
 
 def _sharded(model: nn.Module) -> bool:
@@ -198,13 +169,13 @@ class Snapshots:
         ema: Ema | None,
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler | None,
-        ranks: list[Any],
+        averages: list[Any],
         main: bool,
     ) -> None:
         """Write a checkpoint and remove the oldest. Every process calls it; the one with `main` set writes.
 
         Args:
-            ranks: random state and metric sums of every process.
+            averages: every process's sums of what is to be reported.
 
         Raises:
             UserError: the disk refuses, or the weights are not finite; earlier checkpoints stay.
@@ -222,11 +193,12 @@ class Snapshots:
             trainer = {
                 "optimizer": _optimizer_state(model, optimizer),
                 "scaler": scaler.state_dict() if scaler else None,
-                "ranks": ranks,
             }
             if path:
                 _save_safely_loadable(path / "trainer.pt", trainer)
-                (path / "state.json").write_text(json.dumps({"progress": asdict(progress), "guard": guard}))
+                (path / "state.json").write_text(
+                    json.dumps({"progress": asdict(progress), "guard": guard, "averages": averages})
+                )
                 sizes = {file.name: file.stat().st_size for file in path.iterdir()}
                 (path / "manifest.json").write_text(json.dumps(sizes))
         if main:
@@ -250,7 +222,7 @@ class Snapshots:
         """Put a checkpoint back into the model, the average, the optimiser and the scaler.
 
         Returns:
-            The progress, the guard's state and what `save` got as `ranks`.
+            The progress, the guard's state and what `save` got as `averages`.
         """
         _load_weights(path / "model.safetensors", model)
         if ema:
@@ -261,7 +233,7 @@ class Snapshots:
         if scaler and trainer["scaler"]:
             scaler.load_state_dict(trainer["scaler"])
         state = json.loads((path / "state.json").read_text())
-        return Progress(**state["progress"]), state["guard"], trainer["ranks"]
+        return Progress(**state["progress"]), state["guard"], state["averages"]
 
 
 def _save_safely_loadable(path: Path, content: object) -> None:
