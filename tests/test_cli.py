@@ -404,13 +404,15 @@ def test_bash_completes_rooms_verbs_options_and_choices(main: Main, tmp_path: Pa
     script.write_text(out)
     (tmp_path / "picture.png").write_bytes(b"")
     assert complete(script, "tenfold de", tmp_path) == ["demo"]
-    assert set(complete(script, "tenfold mo", tmp_path)) == {"models"}
+    assert complete(script, "tenfold mo", tmp_path) == ["models"]
+    assert set(complete(script, "tenfold ", tmp_path)) == {*cli.ROOMS, *cli.HOUSE}
     assert complete(script, "tenfold demo dr", tmp_path) == ["draw"]
     assert complete(script, "tenfold demo draw --si", tmp_path) == ["--size"]
     assert complete(script, "tenfold demo draw --js", tmp_path) == ["--json"]
     assert set(complete(script, "tenfold demo draw --mode ", tmp_path)) == {"fast", "exact"}
     assert complete(script, "tenfold demo fail --folder pic", tmp_path) == ["picture.png"]
-    assert complete(script, "tenfold demo draw pic", tmp_path) == []  # bash completes the file name by itself
+    for words in ("tenfold demo draw ", "tenfold demo draw pic", "tenfold demo draw --smooth pic"):
+        assert complete(script, words, tmp_path) == []  # bash then completes file names by itself
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

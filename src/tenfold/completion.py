@@ -12,17 +12,44 @@ from tyro.conf import Positional
 from tenfold.cli import HOUSE, ROOMS, Verb, deferred, load, room_verbs
 from tenfold.core import console
 
-# tyro's script answers an empty line where nothing fits, which bash takes for one empty candidate. Without it,
-# `-o default` makes bash complete file names: the arguments of most verbs.
-_BASH_ENDING = """
+# tyro's scripts know options and the file names that follow them. The arguments of most verbs are files, too: these
+# endings offer file names where no option is being typed and nothing else fits.
+_ENDINGS = {
+    "bash": """
 _tenfold_or_files() {
   _tyro_tenfold
-  if [[ ${#COMPREPLY[@]} -eq 1 && -z ${COMPREPLY[0]} ]]; then
-    COMPREPLY=()
+  if [[ ${COMP_WORDS[COMP_CWORD]} != -* ]]; then
+    local fitting=() candidate
+    for candidate in "${COMPREPLY[@]}"; do
+      [[ -z $candidate || $candidate == -* ]] || fitting+=("$candidate")
+    done
+    COMPREPLY=("${fitting[@]}")
   fi
 }
 complete -o default -F _tenfold_or_files tenfold
-"""
+""",
+    "zsh": """
+if (( CURRENT > 3 )) && [[ ${words[CURRENT]} != -* && ${words[CURRENT-1]} != --* ]]; then
+  _files
+fi
+""",
+    "fish": """
+function _tenfold_or_files
+    set -l word (commandline -ct)
+    set -l fitting (_tyro_tenfold)
+    if not string match --quiet -- '-*' $word
+        set fitting (string match --regex --invert -- '^-' $fitting)
+        if test (count $fitting) -eq 0
+            __fish_complete_path $word
+            return
+        end
+    end
+    printf '%s\\n' $fitting
+end
+complete --erase --command tenfold
+complete --no-files --command tenfold --arguments '(_tenfold_or_files)'
+""",
+}
 
 
 def completion(shell: Positional[Literal["bash", "zsh", "fish"]]) -> dict[str, str]:
@@ -57,7 +84,7 @@ def completion_script(shell: str) -> str:
             args=["--tyro-print-completion", shell],
             config=(tyro.conf.FlagCreatePairsOff,),
         )
-    return printed.getvalue() + (_BASH_ENDING if shell == "bash" else "")
+    return printed.getvalue() + _ENDINGS[shell]
 
 
 def _leaf(name: str, verb: Verb) -> Any:
