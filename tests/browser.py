@@ -31,7 +31,11 @@ _ARGUMENTS = (
 
 @contextmanager
 def chromium(profile: Path) -> Iterator[webdriver.Chrome]:
-    """Start Chromium with an empty profile in the folder `profile`; skips the test where Chromium is not installed."""
+    """Start Chromium with an empty profile in a folder; skips the test where Chromium is not installed.
+
+    Args:
+        profile: the folder; files that the browser downloads go to `downloads` in it.
+    """
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     driver = shutil.which("chromedriver")
     if program is None or driver is None:
@@ -40,6 +44,7 @@ def chromium(profile: Path) -> Iterator[webdriver.Chrome]:
     options.binary_location = program
     for argument in (*_ARGUMENTS, f"--user-data-dir={profile / 'profile'}"):
         options.add_argument(argument)
+    options.add_experimental_option("prefs", {"download.default_directory": str(profile / "downloads")})
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     browser = webdriver.Chrome(options=options, service=Service(executable_path=driver))
     try:

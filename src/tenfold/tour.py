@@ -131,7 +131,7 @@ def _result(page: Path, seconds: float, visited: Sequence[Station | Failure]) ->
 
 def _facts() -> dict[str, str]:
     """The machine and the versions, as the page shows them."""
-    machine, versions = results.machine_facts(), results.versions()
+    machine, versions, now = results.machine_facts(), results.versions(), datetime.now()
     cores = f"{machine['cpus']} core{'' if machine['cpus'] == 1 else 's'}"
     facts = {
         "Processor": f"{machine['processor']}, {cores}, {machine['memory_gib']} GiB",
@@ -141,6 +141,6 @@ def _facts() -> dict[str, str]:
         "Python": versions["python"],
         "PyTorch": versions.get("torch", ""),
         "tenfold": versions["tenfold"],
-        "Made on": f"{datetime.now():%-d %B %Y, %H:%M}",
+        "Made on": f"{now.day} {now:%B %Y, %H:%M}",
     }
     return {name: value for name, value in facts.items() if value}

@@ -208,9 +208,11 @@ def _check_size(path: Path, width: int, height: int, limit: int) -> None:
     if width < 1 or height < 1:
         raise UserError(f"{path}: damaged picture (its header says {width}x{height} pixels)")
     if width * height > limit:
+        # A caller's own, lower limit is not the variable's to raise.
+        advice = f"set {MAX_PIXELS_VARIABLE} to allow more" if limit == max_pixels_allowed() else "shrink it first"
         raise UserError(
             f"{path}: {width}x{height} = {width * height / 1e6:g} megapixels is above the limit of "
-            f"{limit / 1e6:g} megapixels; set {MAX_PIXELS_VARIABLE} to allow more"
+            f"{limit / 1e6:g} megapixels; {advice}"
         )
 
 
