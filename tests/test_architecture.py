@@ -33,10 +33,10 @@ DOORS = {
 # Further modules of a room, and why each is not behind a door.
 FURTHER = {
     "superres": {
-        "resize.py": "MATLAB's bicubic, which data, evaluation and model start-up share",
+        "resize.py": "MATLAB's bicubic, which data, evaluation and the start of training share",
+        "pixels.py": "between files, Pillow, NumPy and torch on one side and float planes on the other",
         "tiling.py": "how an image that is too large is cut and put together again",
-        "peers.py": "networks that the paper compares with, for reproduce and benchmarks",
-        "video.py": "frame by frame through a container, with its sound",
+        "batch.py": "many files: which of them a run takes, what each becomes",
     },
 }
 DATA_FOLDERS = {"weights", "assets"}
