@@ -104,7 +104,7 @@ def test_text_from_a_station_cannot_become_markup() -> None:
 def test_failed_station_shows_its_error_and_keeps_its_traceback_folded() -> None:
     html = page([])
     assert "1 of 2 stations ran" in html
-    assert "1 station failed" in html
+    assert 'Failed: <a href="#depth">depth</a>.' in html
     assert '<section id="depth" class="failed"' in html
     assert '<p class="error">the weights are missing</p>' in html
     assert "<details><summary>Traceback" in html

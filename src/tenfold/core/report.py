@@ -286,11 +286,13 @@ def render_page(
     Returns:
         HTML that needs no other file and makes no request.
     """
-    failed = sum(isinstance(station, Failure) for station in stations)
+    failed = [
+        f'<a href="#{escape(item.room)}">{escape(item.room)}</a>' for item in stations if isinstance(item, Failure)
+    ]
     total = format_seconds(sum(station.seconds for station in stations))
-    done = len(stations) - failed
-    summary = f"{done} of {len(stations)} station{'' if len(stations) == 1 else 's'} ran, in {total}"
-    alarm = f'<p class="alarm">{failed} station{"" if failed == 1 else "s"} failed; see below.</p>' if failed else ""
+    done = f"{len(stations) - len(failed)} of {len(stations)} station{'' if len(stations) == 1 else 's'}"
+    summary = f"{done} ran, in {total}"
+    alarm = f'<p class="alarm">Failed: {", ".join(failed)}.</p>' if failed else ""
     facts_html = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in (facts or {}).items()
     )
