@@ -11,7 +11,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tenfold.core import console
+from tenfold.core import console, devices
 from tenfold.core.console import UserError
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def run_app(
         raise UserError(f"--max-upload-mb is {max_upload_mb}: it must be 1 or more")
     _check_free(host, port)
 
+    devices.set_threads()
     with tempfile.TemporaryDirectory(prefix="tenfold-app-") as folder:
         _settle_environment(folder)
         page, rooms = build_page()

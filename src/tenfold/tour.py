@@ -18,7 +18,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from tenfold.core import console, results
+from tenfold.core import console, devices, results
 from tenfold.core.config import near
 from tenfold.core.console import PartialFailure, UserError
 from tenfold.core.files import disk_error, make_folder, write_bytes
@@ -76,6 +76,7 @@ def run_tour(rooms: Positional[tuple[str, ...]] = (), output: Path = Path("tour"
         if room not in ROOMS:
             raise UserError(f"unknown room {room!r}: {near(room, list(ROOMS))} (tenfold --help lists them)")
     _check_writable(make_folder(output))
+    devices.set_threads()
     names = tuple(dict.fromkeys(rooms)) or tuple(ROOMS)
 
     started = time.perf_counter()

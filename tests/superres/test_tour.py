@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from browser import chromium, console_errors, set_viewport
+from tenfold import cli
 from tenfold.core.report import Station, render_page
 from tenfold.superres import tour
 from tenfold.superres.resize import imresize_matlab
@@ -55,9 +57,14 @@ def test_correlation_is_cheaper_than_attention_in_a_large_window() -> None:
     assert torch.get_num_threads() == threads
 
 
+def test_command_on_the_page_is_one_that_the_program_understands(station: Station) -> None:
+    program, room, verb, *arguments = shlex.split(station.command)
+    assert (program, room) == ("tenfold", "superres")
+    cli.parse(station.command, cli.room_verbs(room)[verb], arguments)
+
+
 def test_station_says_what_a_reader_needs(station: Station) -> None:
     assert station.room == "superres"
-    assert station.command.startswith("tenfold superres upscale")
     assert "CC0" in station.notes[0]
     assert len(station.figures) == 4
     assert all(figure.value and figure.label for figure in station.figures)

@@ -66,7 +66,7 @@ def tour(workdir: Path) -> Station:
         "ECCV 2024, arXiv 2407.05878",
         claim="Windows that grow from layer to layer, and correlations whose cost is linear in the window's area "
         "in place of attention, enlarge pictures faithfully and cheaply.",
-        command="tenfold superres upscale photo.jpg --model tenfold-x4 --output enlarged/",
+        command="tenfold superres upscale photo.jpg --scale 4 --output large/",
         figures=[
             Figure("Better than bicubic, x4", f"{x4.gain_db:+.2f}", "dB", _comparison(x4)),
             Figure("Better than bicubic, x2", f"{x2.gain_db:+.2f}", "dB", _comparison(x2)),
