@@ -37,6 +37,8 @@ FURTHER = {
         "pixels.py": "between files, Pillow, NumPy and torch on one side and float planes on the other",
         "tiling.py": "how an image that is too large is cut and put together again",
         "batch.py": "many files: which of them a run takes, what each becomes",
+        "upscaling.py": "one file of a batch: which network, which size, pictures and films",
+        "cost.py": "what a layer costs as its window grows: the first half of reproduce",
     },
 }
 DATA_FOLDERS = {"weights", "assets"}

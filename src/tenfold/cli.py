@@ -288,9 +288,13 @@ def deferred(verb: Verb) -> Callable[..., Call]:
     for name, text in house_options.items():
         hints[name] = typing.Annotated[bool, tyro.conf.arg(help=text)]
     hints["return"] = Call
-    parameters = [
-        parameter.replace(annotation=hints[parameter.name]) for parameter in inspect.signature(verb).parameters.values()
-    ]
+    without_none: Any = tyro.conf.DisallowNone
+    parameters = []
+    for parameter in inspect.signature(verb).parameters.values():
+        if parameter.default is None:
+            # To leave the option out says None; that its type allows it need not be on the help page.
+            hints[parameter.name] = without_none[hints[parameter.name]]
+        parameters.append(parameter.replace(annotation=hints[parameter.name]))
     parameters += [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=hints[name])
         for name in house_options
@@ -300,6 +304,13 @@ def deferred(verb: Verb) -> Callable[..., Call]:
     collect.__annotations__ = hints
     collect.__signature__ = inspect.Signature(parameters, return_annotation=Call)  # type: ignore[attr-defined]
     return collect
+
+
+def parser_settings() -> tuple[Any, ...]:
+    """tyro's markers for all verbs: `--flag` without `--no-flag`, positional arguments called by their names."""
+    import tyro
+
+    return tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName
 
 
 def parse(prog: str, verb: Verb, arguments: Sequence[str]) -> Call:
@@ -319,7 +330,7 @@ def parse(prog: str, verb: Verb, arguments: Sequence[str]) -> Call:
                 prog=prog,
                 description=verb_description(verb),
                 args=list(arguments),
-                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName),
+                config=parser_settings(),
             )
     except SystemExit as end:
         if not end.code:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union
 import tyro
 from tyro.conf import Positional
 
-from tenfold.cli import HOUSE, ROOMS, Verb, deferred, load, room_verbs
+from tenfold.cli import HOUSE, ROOMS, Verb, deferred, load, parser_settings, room_verbs
 from tenfold.core import console
 
 # tyro's scripts know options and the file names that follow them. The arguments of most verbs are files, too: these
@@ -82,7 +82,7 @@ def completion_script(shell: str) -> str:
             _choice(rooms + house),
             prog="tenfold",
             args=["--tyro-print-completion", shell],
-            config=(tyro.conf.FlagCreatePairsOff,),
+            config=parser_settings(),
         )
     return printed.getvalue() + _ENDINGS[shell]
 
