@@ -14,6 +14,7 @@ Two exact rewritings make it fast; neither approximates anything:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -121,9 +122,10 @@ class SpatialChannelCorrelation(nn.Module):
         self.spatial_linear = nn.Linear(self.cell[0] * self.cell[1], 1)
         self.position_bias = PositionBias(config.width // 4 // 4, heads, window, self.cell)
         self.proj = nn.Linear(config.width, config.width)
-        # Where q-channel a and v-channel b belong to the same head; the spatial correlation keeps heads apart.
-        channel_head = torch.arange(config.width // 2) // (config.width // 2 // heads)
-        self.register_buffer("same_head", (channel_head[:, None] == channel_head[None, :]).float(), persistent=False)
+        # 1/d where two channels belong to the same head, else 0: the spatial correlation keeps heads apart.
+        d = config.width // 2 // heads
+        channel_head = torch.arange(config.width // 2) // d
+        self.register_buffer("same_head", (channel_head[:, None] == channel_head).float() / d, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """B x H x W x C -> the same."""
@@ -132,52 +134,45 @@ class SpatialChannelCorrelation(nn.Module):
         qv = self.features(padded)
         if self.context is not None:
             qv = self.context(qv)
-        return self.correlate(qv)[:, :height, :width]
+        y = self.correlate(to_windows(qv, self.window))
+        return from_windows(y, self.window, padded.shape)[:, :height, :width]
 
-    def correlate(self, qv: Tensor) -> Tensor:
+    def correlate(self, windows: Tensor) -> Tensor:
         """Both correlations and the output projection.
 
         Args:
-            qv: B x H' x W' x C; H' and W' are multiples of the window.
+            windows: queries and values, N x L x C.
 
         Returns:
-            B x H' x W' x C.
+            N x L x C.
         """
-        batch, height, width, channels = qv.shape
-        rows, columns = height // self.window[0], width // self.window[1]
-        area, half = self.window[0] * self.window[1], channels // 2
-        head = half // self.heads
-
-        windows = qv.view(batch, rows, self.window[0], columns, self.window[1], channels).transpose(2, 3)
-        windows = windows.reshape(batch * rows * columns, area, channels)  # N x L x C
+        count, area, channels = windows.shape
+        half = channels // 2
         q, v = windows[..., :half], windows[..., half:]
-        summary = self.summarise(v)  # N x M x c, the paper's S-Linear
+        summary = self.summarise(v)  # v', N x M x c
 
-        # One C x C matrix a window does both correlations and the projection:
-        # [q v] [ v'^T v' / d    0   ] W^T      (spatial, paper eq. 4, without its bias term)
-        #       [      0      v^T q / L ]       (channel, paper eq. 5)
-        spatial = summary.transpose(1, 2) @ summary * (self.same_head / head)
-        channel = v.transpose(1, 2) @ q / area
-        weight = self.proj.weight.t()  # input channel x output channel
-        mixing = torch.cat((spatial @ weight[:half], channel @ weight[half:]), dim=1)
-        y = torch.baddbmm(self.proj.bias, windows, mixing)
+        # Spatial self-correlation (eq. 4): (q v'^T / d + P) v' of each head = q (v'^T v') / d + P v'.
+        spatial = summary.transpose(1, 2) @ summary * self.same_head  # N x c x c
+        by_head = summary.view(count, -1, self.heads, half // self.heads).permute(2, 0, 3, 1)  # heads x N x d x M
+        positional = by_head.flatten(1, 2) @ self.position_bias()  # heads x N d x L
+        positional = positional.view(self.heads, count, -1, area).transpose(0, 1).reshape(count, half, area)
+        y_spatial = torch.baddbmm(positional, spatial, q.transpose(1, 2))  # N x c x L
 
-        # The bias term P v': one product a head, all windows side by side.
-        bias = self.position_bias()  # heads x L x M
-        summary = summary.view(-1, summary.shape[1], self.heads, head).permute(2, 1, 0, 3)  # heads x M x N x d
-        positional = torch.bmm(bias, summary.reshape(self.heads, summary.shape[1], -1))  # heads x L x (N d)
-        positional = positional.view(self.heads, area, -1, head).permute(2, 1, 0, 3).reshape(-1, area, half)
-        y = y + positional @ weight[:half]
+        # Channel self-correlation (eq. 5): v (q^T v / L)^T.
+        channel = q.transpose(1, 2) @ v / area  # N x c x c
+        y_channel = channel @ v.transpose(1, 2)  # N x c x L
 
-        y = y.view(batch, rows, columns, self.window[0], self.window[1], channels).transpose(2, 3)
-        return y.reshape(batch, height, width, channels)
+        y = torch.cat((y_spatial, y_channel), dim=1)
+        return torch.baddbmm(self.proj.bias, y.transpose(1, 2), self.proj.weight.t().expand(count, -1, -1))
 
     def summarise(self, v: Tensor) -> Tensor:
         """S-Linear: one learned weighted sum over the pixels of each cell, N x L x c -> N x M x c."""
         (cells_y, cells_x), (cell_y, cell_x) = self.cells, self.cell
-        v = v.reshape(-1, cells_y, cell_y, cells_x, cell_x, v.shape[-1])
-        weight = self.spatial_linear.weight.view(cell_y, 1, cell_x, 1)
-        return (v * weight).sum((2, 4)).flatten(1, 2) + self.spatial_linear.bias
+        weight = self.spatial_linear.weight.view(1, cell_y, 1, cell_x)
+        rows = torch.eye(cells_y, dtype=v.dtype, device=v.device).view(cells_y, 1, cells_y, 1, 1, 1)
+        columns = torch.eye(cells_x, dtype=v.dtype, device=v.device).view(cells_x, 1, 1, cells_x, 1)
+        sums = (rows * columns * weight).view(cells_y * cells_x, -1)  # M x L, each row zero outside of its cell
+        return sums @ v + self.spatial_linear.bias
 
 
 class DualFeatureExtraction(nn.Module):
@@ -211,7 +206,7 @@ class PositionBias(nn.Module):
         self._kept: tuple[tuple, Tensor] | None = None
 
     def forward(self) -> Tensor:
-        """The bias, heads x L x M; outside of training it is computed once and kept until a weight changes."""
+        """The bias, heads x M x L; outside of training it is computed once and kept until a weight changes."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.compute()
         state = tuple((p.data_ptr(), p._version, p.dtype) for p in self.parameters())
@@ -220,13 +215,13 @@ class PositionBias(nn.Module):
         return self._kept[1]
 
     def compute(self) -> Tensor:
-        """P[y x, i j] = mean over a < cell_y, b < cell_x of T[y - (i cell_y + a), x - (j cell_x + b)]."""
+        """P[i j, y x] = mean over a < cell_y, b < cell_x of T[y - (i cell_y + a), x - (j cell_x + b)]."""
         table = self.table()
         pooled = F.avg_pool2d(table, self.cell, stride=1)[0]  # heads x (2 window - cell)
         # A slide of `window` rows that starts at row i' * cell belongs to cell i = cells - 1 - i'.
         slides = pooled.unfold(1, self.window[0], self.cell[0]).unfold(2, self.window[1], self.cell[1])
         slides = slides.flip(1, 2)  # heads x cells_y x cells_x x window_y x window_x
-        return slides.permute(0, 3, 4, 1, 2).reshape(pooled.shape[0], self.window[0] * self.window[1], -1)
+        return slides.reshape(pooled.shape[0], -1, self.window[0] * self.window[1])
 
     def table(self) -> Tensor:
         """T for every offset query - key, in pixels: 1 x heads x (2 window_y - 1) x (2 window_x - 1)."""
@@ -409,6 +404,20 @@ def to_map(image: Tensor) -> Tensor:
 def convolve(convolution: nn.Module, features: Tensor) -> Tensor:
     """Apply a convolution to a B x H x W x C map."""
     return to_map(convolution(to_image(features)))
+
+
+def to_windows(x: Tensor, window: tuple[int, int]) -> Tensor:
+    """Cut a B x H' x W' x C map into its N windows of L tokens, N x L x C."""
+    batch, height, width, channels = x.shape
+    x = x.view(batch, height // window[0], window[0], width // window[1], window[1], channels)
+    return x.transpose(2, 3).reshape(-1, window[0] * window[1], channels)
+
+
+def from_windows(windows: Tensor, window: tuple[int, int], shape: Sequence[int]) -> Tensor:
+    """Put N x L x C windows together into a map of shape B x H' x W' x C."""
+    batch, height, width, channels = shape
+    x = windows.view(batch, height // window[0], width // window[1], window[0], window[1], channels)
+    return x.transpose(2, 3).reshape(batch, height, width, channels)
 
 
 def pad_by_reflection(x: Tensor, multiple: tuple[int, int]) -> Tensor:
