@@ -1,18 +1,18 @@
 """A small training that tests run in processes of their own: to kill them, to signal them, and to run several of them.
 
 Every kind of randomness that a run may use takes part, so that a resume which forgets one of them is found out: dropout
-(torch), noise in the loss (NumPy) and a random sign (Python). As a program: `training_program.py RUN_DIR OPTIONS_AS_JSON`.
+(torch), noise in the loss (NumPy) and a random sign (Python).
 """
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import random
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -108,19 +108,22 @@ def train(
     )
 
 
-def _child(environment: dict[str, str], run_dir: Path, options: dict[str, Any]) -> None:
+def _child(environment: dict[str, str], target: Callable[..., object], run_dir: Path, options: dict[str, Any]) -> None:
     os.environ.update(environment)
     try:
-        train(run_dir, **options)
+        target(run_dir, **options)
     except UserError as error:
         Path(f"{run_dir}.error").write_text(str(error))
         sys.exit(error.exit_status)
 
 
-def launch(run_dir: Path, processes: int = 1, **options: Any) -> list[int]:
-    """Run `train` in new processes that form one group.
+def launch(run_dir: Path, processes: int = 1, target: Callable[..., object] = train, **options: Any) -> list[int]:
+    """Run `target(run_dir, **options)` in new processes that form one group.
 
-    Returns their exit codes, minus the signal where one killed them; a UserError's text goes to `RUN_DIR.error`. Options named `rank0` or `rank1` are dictionaries for one process only.
+    Options named `rank0` or `rank1` are dictionaries for one process only. A UserError's text goes to `RUN_DIR.error`.
+
+    Returns:
+        Their exit codes, minus the signal where one killed them.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tenfold.core.training.loop", "torch._dynamo"])
@@ -134,15 +137,11 @@ def launch(run_dir: Path, processes: int = 1, **options: Any) -> list[int]:
         if processes > 1:
             environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
             environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        started.append(context.Process(target=_child, args=(environment, run_dir, options | own[rank])))
+        started.append(context.Process(target=_child, args=(environment, target, run_dir, options | own[rank])))
         started[-1].start()
     for process in started:
         process.join(timeout=60)
-        if process.is_alive():  # waits for a partner that is gone, as torchrun would end it
+        if process.is_alive():  # waits for a partner that is gone; torchrun would end it
             process.kill()
             process.join()
     return [process.exitcode for process in started]
-
-
-if __name__ == "__main__":
-    train(sys.argv[1], **json.loads(sys.argv[2]))

@@ -13,14 +13,14 @@ from tenfold.core.training.config import FREE_ON_RESUME, FitConfig
 
 
 def check(run_dir: Path, config: FitConfig, recipe: object, resume: bool) -> None:
-    """Record the configuration of a new run; of an old one, see that it is the same.
+    """Record the configuration of a new run; of one that has left checkpoints, see that it is the same.
 
     Raises:
         UserError: a field differs that shapes the weights, or there is a run and `resume` is False.
     """
     path = run_dir / "config.yaml"
     wanted = _plain({"fit": config, "recipe": recipe})
-    if path.exists():
+    if path.exists() and any((run_dir / "checkpoints").glob("step-*")):
         if not resume:
             raise UserError(f"{run_dir} already holds a run: resume it, or choose another folder")
         try:
