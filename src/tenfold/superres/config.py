@@ -131,7 +131,7 @@ def embedded_recipe(scale: int) -> Recipe:
             window_ratios=(0.5, 1.0, 2.0, 4.0),
         ),
         TrainConfig(
-            iterations=6000,
+            iterations=4000,
             batch_size=8,
             patch=32,
             learning_rate=1e-3,

@@ -82,34 +82,47 @@ def initialise_bicubic(model: HiT) -> None:
         UserError: the network has too few features, or another reconstruction than `pixelshuffledirect`.
     """
     config = model.config
-    taps = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
     if not isinstance(model.reconstruction, DirectReconstruction) or config.residual_convolution != "1conv":
         raise UserError("init: bicubic needs the reconstruction `pixelshuffledirect` and residual_convolution `1conv`")
     if config.width < 9 * config.channels:
         raise UserError(f"init: bicubic needs a width of at least {9 * config.channels}, not {config.width}")
-    first, last = model.conv_first, model.reconstruction[0]
-    assert isinstance(last, nn.Conv2d) and isinstance(model.conv_after_body, nn.Conv2d) and first.bias is not None
-    kernel = cubic_phases(config.scale)  # s x 5
-    used = 9 * config.channels
-    first.weight[:used] = 0
-    first.bias[:used] = 0
-    last.weight.zero_()
-    assert last.bias is not None and model.conv_after_body.bias is not None
-    last.bias.zero_()
-    model.conv_after_body.weight.zero_()
-    model.conv_after_body.bias.zero_()
+    last = model.reconstruction[0]
+    initialise_bicubic_path(model.conv_first, model.conv_after_body, last, config.scale, config.channels)
+
+
+@torch.no_grad()
+def initialise_bicubic_path(
+    first: nn.Module, after_body: nn.Module, last: nn.Module, scale: int, channels: int
+) -> None:
+    """Set the linear path of a network with a long skip: see `initialise_bicubic`.
+
+    Args:
+        first: 3x3 convolution, channels -> at least 9 * channels.
+        after_body: the last convolution before the skip is added.
+        last: 3x3 convolution, features -> channels * scale^2, before a pixel shuffle.
+        scale: upscaling factor.
+        channels: of the image.
+    """
+    assert isinstance(first, nn.Conv2d) and isinstance(after_body, nn.Conv2d) and isinstance(last, nn.Conv2d)
+    assert first.bias is not None and after_body.bias is not None and last.bias is not None
+    taps = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+    kernel = cubic_phases(scale)  # s x 5
+    first.weight[: 9 * channels] = 0
+    first.bias[: 9 * channels] = 0
+    for parameter in (last.weight, last.bias, after_body.weight, after_body.bias):
+        parameter.zero_()
     for number, (dy, dx) in enumerate(taps):
-        for colour in range(config.channels):
-            first.weight[number * config.channels + colour, colour, dy + 1, dx + 1] = 1
+        for colour in range(channels):
+            first.weight[number * channels + colour, colour, dy + 1, dx + 1] = 1
     # A low-res offset t in -2..2 is a step k of the last convolution and a neighbour d of the first: t = k + d.
     split = {-2: (-1, -1), -1: (0, -1), 0: (0, 0), 1: (0, 1), 2: (1, 1)}
     for ty, (ky, dy) in split.items():
         for tx, (kx, dx) in split.items():
             number = taps.index((dy, dx))
             weight = torch.outer(kernel[:, ty + 2], kernel[:, tx + 2]).flatten()  # by sub-pixel, row-major
-            for colour in range(config.channels):
-                outputs = slice(colour * config.scale**2, (colour + 1) * config.scale**2)
-                last.weight[outputs, number * config.channels + colour, ky + 1, kx + 1] = weight
+            for colour in range(channels):
+                outputs = slice(colour * scale**2, (colour + 1) * scale**2)
+                last.weight[outputs, number * channels + colour, ky + 1, kx + 1] = weight
 
 
 def cubic_phases(scale: int) -> Tensor:
@@ -163,7 +176,7 @@ def train(
     device: str = "auto",
     metadata: Mapping[str, str] | None = None,
 ) -> FitResult:
-    """Train a network; `run_dir/model.safetensors` is the result in the official layout.
+    """Train a network; `run_dir/hit-VARIANT-xSCALE.safetensors` is the result in the official layout.
 
     Args:
         images: folder of high-res images, or several.
@@ -211,7 +224,7 @@ def train(
     )
     if result.finished:
         checkpoint.load_into(model, checkpoint.load_file(result.weights).tensors, str(result.weights))
-        save_model(run_dir / "model.safetensors", model, metadata)
+        save_model(run_dir / f"hit-{model_config.variant}-x{model_config.scale}.safetensors", model, metadata)
     else:
-        warn("the run was ended before its last step: no model.safetensors is written")
+        warn("the run was ended before its last step: no network is written")
     return result
