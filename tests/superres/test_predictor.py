@@ -267,6 +267,24 @@ def test_half_precision_is_finite_and_close(precision, variant, capsys):
     assert psnr(half, full) > 45
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_leaves_nothing_behind_in_the_network(precision):
+    image = photo(32, 40, dtype=np.float32)
+    before = Upscaler(small_network()).upscale(image).image
+    model = small_network()
+    Upscaler(model, precision).upscale(image)
+    np.testing.assert_array_equal(Upscaler(model).upscale(image).image, before)
+
+
+def test_sums_over_a_window_do_not_overflow_in_fp16():
+    layer = HiT(HiTConfig("sir", 2, 3, 30, (1,), (3,), window_ratios=(8.0,))).eval().blocks[0].layers[0].correlation
+    windows = torch.full((1, 64 * 64, 30), 30.0)  # 4096 x 30 x 30 is far above 65504, the largest fp16
+    with torch.no_grad():
+        expected = layer.correlate(windows)
+        with torch.autocast("cpu", torch.float16):
+            assert torch.equal(layer.correlate(windows.half()), expected)
+
+
 def test_progress_runs_from_zero_to_one(upscaler):
     seen = []
     upscaler.upscale(np.dstack([photo(), photo(channels=1)]), self_ensemble=True, progress=seen.append)
