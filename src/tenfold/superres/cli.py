@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from tyro.conf import Positional, arg
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 OutputFolder = Annotated[Path, arg(aliases=["-o"])]
 Precision = Literal["fp32", "bf16", "fp16"]
+Config = TypeVar("Config")
 
 
 def upscale(
@@ -273,6 +274,159 @@ def inspect(checkpoint: Positional[str]) -> Inspection:
     return found
 
 
+def train(
+    images: Positional[list[Path]],
+    output: OutputFolder,
+    recipe: str = "paper",
+    variant: Literal["sir", "srf", "sng"] | None = None,
+    scale: Literal[2, 3, 4] | None = None,
+    low_res: Path | None = None,
+    validation: Path | None = None,
+    validation_low_res: Path | None = None,
+    start_from: str | None = None,
+    init: Literal["default", "bicubic"] | None = None,
+    iterations: int | None = None,
+    batch_size: int | None = None,
+    patch: int | None = None,
+    learning_rate: float | None = None,
+    precision: Literal["no", "bf16", "fp16"] | None = None,
+    evaluate_every: int | None = None,
+    checkpoint_every: int | None = None,
+    workers: int | None = None,
+    seed: int | None = None,
+    device: DeviceName = "auto",
+) -> object:
+    """Train a network on folders of images; the same command again resumes a run that was stopped.
+
+    OUTPUT/hit-VARIANT-xSCALE.safetensors is the result, in the official layout. On several GPUs or machines start it
+    through `torchrun -m tenfold` or `accelerate launch -m tenfold`.
+
+    Args:
+        images: folders of high-resolution images.
+        output: folder of the run.
+        recipe: paper, tenfold-x2 or tenfold-x4 (the built-in networks), or a YAML file with `model` and `train`.
+        variant: of the network; by default the recipe's.
+        scale: of the network; by default the recipe's.
+        low_res: folder of low-res partners such as 0001x2.png; by default made as MATLAB does.
+        validation: folder of images to score during training.
+        validation_low_res: their low-res partners.
+        start_from: a trained network of the same sizes, at any scale, to start from (the published way to x3 and x4).
+        init: default, or bicubic to start at bicubic interpolation (for short runs).
+        iterations: optimiser steps.
+        batch_size: low-res patches a step, over all processes.
+        patch: side of a low-res patch in pixels.
+        learning_rate: of Adam, at its highest.
+        precision: no (float32), bf16 or fp16.
+        evaluate_every: steps between two scores.
+        checkpoint_every: steps between two checkpoints.
+        workers: processes that prepare patches.
+        seed: of weights, crops and augmentation.
+        device: where to train.
+
+    Example:
+        tenfold superres train DIV2K/HR -o runs/srf-x2 --variant srf --scale 2 --low-res DIV2K/LR_bicubic
+        tenfold superres train pictures/ -o runs/small --recipe tenfold-x2 --iterations 500
+    """
+    import dataclasses
+
+    from tenfold.core.config import load_yaml, near
+    from tenfold.superres.config import RECIPES, Recipe
+
+    if not images:
+        raise UserError("no folder of images given: tenfold superres train FOLDER -o RUN")
+
+    if recipe in RECIPES:
+        chosen = RECIPES[recipe]
+    elif Path(recipe).suffix in (".yaml", ".yml"):
+        chosen = load_yaml(Recipe, recipe)
+    else:
+        raise UserError(f"--recipe {recipe}: neither a YAML file nor a known recipe; {near(recipe, list(RECIPES))}")
+    model = _replaced(chosen.model, variant=variant, scale=scale)
+    settings = _replaced(
+        chosen.train,
+        init=init,
+        iterations=iterations,
+        batch_size=batch_size,
+        patch=patch,
+        learning_rate=learning_rate,
+        precision=precision,
+        evaluate_every=evaluate_every,
+        checkpoint_every=checkpoint_every,
+        workers=workers,
+        seed=seed,
+    )
+
+    from tenfold.superres import training
+
+    result = training.train(
+        images,
+        output,
+        model,
+        settings,
+        low_res=low_res,
+        validation=validation,
+        validation_low_res=validation_low_res,
+        start_from=start_from,
+        device=device,
+    )
+    return dataclasses.asdict(result)
+
+
+def _replaced(config: Config, **changes: object) -> Config:
+    """`config` with those changes that are not None. Raises UserError where they do not fit together."""
+    import dataclasses
+
+    try:
+        return dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})  # type: ignore[type-var]
+    except ValueError as error:
+        raise UserError(f"these settings do not make a network: {error}") from None
+
+
+def reproduce(
+    output: OutputFolder = Path("results/reproduce/superres.json"),
+    part: Literal["all", "cost", "quality"] = "all",
+    images: list[Path] | None = None,
+    evaluation: Path | None = None,
+    evaluation_low_res: Path | None = None,
+    minutes: float = 20.0,
+    seeds: tuple[int, ...] = (0, 1, 2),
+    runs: Path = Path("runs/reproduce-superres"),
+) -> object:
+    """Reproduce the paper's two claims at small scale: cost as windows grow, and quality at equal steps and equal time.
+
+    Cost takes a minute. Quality trains three networks with each seed (hierarchical windows, fixed windows, SwinIR) and
+    takes `minutes` on one core for each of them; a stopped run is resumed.
+
+    Args:
+        output: result file; plots go beside it.
+        part: cost, quality, or all.
+        images: folders of training images; by default T91 and BSDS500-train below TENFOLD_DATA/superres/train.
+        evaluation: folder of ground-truth images; by default Set5 below TENFOLD_DATA/superres.
+        evaluation_low_res: their low-res partners; by default made as MATLAB does.
+        minutes: processor minutes of training for each network and seed.
+        seeds: one training for each.
+        runs: folder of the training runs.
+
+    Example:
+        tenfold superres reproduce --part cost -o cost.json
+    """
+    import os
+
+    from tenfold.superres import reproduce as experiment
+
+    parts = ("cost", "quality") if part == "all" else (part,)
+    data = Path(os.environ["TENFOLD_DATA"]) / "superres" if "TENFOLD_DATA" in os.environ else None
+    if "quality" in parts and data is None and (images is None or evaluation is None):
+        raise UserError("the quality part needs images: give --images and --evaluation, or set TENFOLD_DATA")
+    folders = images or ([data / "train/T91", data / "train/BSDS500-train"] if data else [])
+    if evaluation is not None:
+        sets = {evaluation.name: (evaluation, evaluation_low_res)}
+    else:
+        sets = {"Set5": (data / "Set5/HR", data / "Set5/LR_bicubic")} if data else {}
+    quality = experiment.QualityConfig(minutes=minutes, seeds=seeds)
+    return experiment.reproduce(output, parts, quality, folders, sets, runs)
+
+
 def parse_size(text: str) -> tuple[int, int]:
     """`1920x1080` -> (1920, 1080). Raises UserError for other text."""
     match = re.fullmatch(r"(\d+)[xX](\d+)", text)
@@ -303,4 +457,6 @@ VERBS: dict[str, Callable[..., object]] = {
     "downscale": downscale,
     "evaluate": evaluate,
     "inspect": inspect,
+    "train": train,
+    "reproduce": reproduce,
 }
