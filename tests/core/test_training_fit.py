@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from training_program import Teacher, adam, make_model, quiet_loss
 
 from tenfold.core import checkpoint
 from tenfold.core.console import UserError
-from tenfold.core.training import FitConfig, FitResult, cosine, fit, multistep
+from tenfold.core.training import FitConfig, FitResult, Interrupted, cosine, fit, multistep
 
 
 def sgd(model: nn.Module) -> torch.optim.Optimizer:
@@ -405,6 +406,17 @@ def test_a_resume_with_another_configuration_names_the_field_and_loses_nothing(t
         train(tmp_path, recipe={"lr": 0.01}, resume=False)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert first.finished
+
+
+def test_a_signal_during_the_last_evaluation_is_not_swallowed(tmp_path: Path) -> None:
+    def evaluate(model: nn.Module, step: int) -> dict[str, float]:
+        signal.raise_signal(signal.SIGTERM)
+        return {"a": 1.0}
+
+    with pytest.raises(Interrupted) as caught:
+        train(tmp_path, evaluate=evaluate)
+    assert caught.value.exit_status == 143
+    assert train(tmp_path, evaluate=lambda model, step: {"a": 2.0}).metrics["eval/a"] == 1.0
 
 
 def test_settings_that_this_machine_cannot_serve_are_refused(tmp_path: Path) -> None:

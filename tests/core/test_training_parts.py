@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -23,6 +26,7 @@ from tenfold.core.training import FitConfig, Shuffled, constant, cosine, multist
 from tenfold.core.training.data import micro_batches, stream
 from tenfold.core.training.ema import Ema
 from tenfold.core.training.guard import ENOUGH, WINDOW, Guard
+from tenfold.core.training.interrupt import InterruptCatcher
 from tenfold.core.training.metrics import Averages, MetricsFile, merge
 from tenfold.core.training.randomness import seed_step
 from tenfold.core.training.snapshot import atomic_folder
@@ -134,6 +138,7 @@ def test_a_user_error_in_a_dataset_stays_one_line(workers: int) -> None:
     with pytest.raises(UserError) as caught:
         list(stream(Squares(), range(80, 100), 1, 1, 0, 1, workers, pin_memory=False))
     assert str(caught.value) == "sample 90 is missing"
+    assert multiprocessing.active_children() == [], "a worker that stays would keep the program from ending"
 
 
 def test_starting_workers_leaves_the_global_generator_alone() -> None:
@@ -256,6 +261,41 @@ def test_rows_beyond_the_resumed_step_and_a_torn_line_are_dropped(tmp_path: Path
         {"step": 2, "loss": 2.0},
         {"step": 3, "loss": None},
     ]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
+def test_a_full_disk_stops_the_metrics_with_one_error(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    metrics = MetricsFile(path, step=0)
+    metrics.file.close()
+    with Path("/dev/full").open("a") as metrics.file:
+        with pytest.raises(UserError, match=r"cannot write .*metrics.jsonl: no space is left on the disk"):
+            metrics.write({"step": 1})
+        metrics.close()
+
+
+# Interrupts
+
+
+def test_a_second_ctrl_c_stops_at_once_and_the_handlers_come_back() -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), InterruptCatcher() as interrupt:
+        signal.raise_signal(signal.SIGINT)
+        assert interrupt.received == signal.SIGINT
+        signal.raise_signal(signal.SIGINT)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_outside_the_main_thread_signals_are_left_alone() -> None:
+    def enter() -> None:
+        with InterruptCatcher():
+            handlers.append(signal.getsignal(signal.SIGTERM))
+
+    handlers: list = []
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert handlers == [signal.getsignal(signal.SIGTERM)]
 
 
 # Record of the configuration

@@ -59,11 +59,12 @@ def test_kill_while_a_checkpoint_is_written_then_resume_ends_with_the_same_bits(
     assert not list((tmp_path / "checkpoints").glob(".*"))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signal_leaves_a_checkpoint_of_the_current_step_and_the_shell_status(
-    undisturbed: Path, tmp_path: Path, number: int, status: int
+    undisturbed: Path, tmp_path: Path, number: int, status: int, workers: int
 ) -> None:
-    assert launch(tmp_path, signal_at=(8, int(number))) == [status]
+    assert launch(tmp_path, signal_at=(8, int(number)), workers=workers) == [status]
     assert (tmp_path / "checkpoints" / "step-00000008").is_dir()
     (line,) = Path(f"{tmp_path}.error").read_text().splitlines()
     assert "after step 8 of 24" in line and "run the same command again" in line

@@ -74,7 +74,7 @@ def train(
         run_dir: folder of the run.
         fatal_index: number of the sample at which the process kills itself.
         fatal_sync: the call of `os.fsync` at which it does, counted from 1: somewhere inside the writing of a file.
-        signal_at: (step, signal) that the process sends itself.
+        signal_at: (step, signal) that the process sends to its group, as a terminal does: to itself and its workers.
         noisy: random loss and dropout; without them the result does not depend on the number of processes.
         overrides: of the FitConfig.
     """
@@ -90,7 +90,7 @@ def train(
 
     def interrupt(progress: Any) -> bool:
         if signal_at and progress.step == signal_at[0]:
-            os.kill(os.getpid(), signal_at[1])
+            os.killpg(os.getpgrp(), signal_at[1])
         return False
 
     settings = {"steps": STEPS, "batch_size": BATCH, "ema_decay": 0.9, "clip_norm": 1.0, "checkpoint_every": 5}
@@ -110,6 +110,8 @@ def train(
 
 def _child(environment: dict[str, str], target: Callable[..., object], run_dir: Path, options: dict[str, Any]) -> None:
     os.environ.update(environment)
+    os.setpgrp()
+    multiprocessing.set_start_method("fork", force=True)  # for workers, as in a program that a person starts
     try:
         target(run_dir, **options)
     except UserError as error:

@@ -18,6 +18,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from tenfold.core.console import UserError
 
+GRACE_S = 30  # what Slurm leaves between SIGTERM and SIGKILL, unless it is configured otherwise
+
 
 class Samples(Protocol):
     """A dataset that makes one sample at a time; samples are stacked by `torch.utils.data.default_collate`."""
@@ -107,10 +109,13 @@ class _IndexRanges(Sampler):
         return self.ranges
 
 
-def _leave_signals_to_parent(worker: int) -> None:
-    """A signal to the whole process group must not kill the workers under a step that is to be finished."""
+def _outlive_signals(worker: int) -> None:
+    """A signal to the whole process group must not kill the workers under a step that the parent still finishes.
+
+    They do end some time after SIGTERM: Python sends it, too, to workers that are left over when the parent exits.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE_S))
 
 
 def stream(
@@ -138,15 +143,19 @@ def stream(
             sampler=_IndexRanges(ranges()),
             num_workers=workers,
             pin_memory=pin_memory,
-            worker_init_fn=_leave_signals_to_parent,
+            worker_init_fn=_outlive_signals,
             generator=torch.Generator(),  # its own, so that starting workers leaves the training's generator alone
         )
         batches = iter(loader)
-    for _ in steps:
-        parts = []
-        for _ in range(accumulate):
-            part = next(batches)
-            if isinstance(part, UserError):
-                raise part
-            parts.append(part)
-        yield parts
+    try:
+        for _ in steps:
+            parts = []
+            for _ in range(accumulate):
+                part = next(batches)
+                if isinstance(part, UserError):
+                    raise part
+                parts.append(part)
+            yield parts
+    finally:
+        # Ends the workers now, though a traceback may hold on to this frame.
+        del batches

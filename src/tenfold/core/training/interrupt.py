@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType
@@ -32,6 +33,8 @@ class InterruptCatcher:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received == signal.SIGINT == number:
             raise KeyboardInterrupt
+        if number == signal.SIGINT:  # not print, which must not be entered twice
+            os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")
         self.received = number
 
     def __enter__(self) -> Self:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,20 +181,22 @@ class _Loop:
             self.metrics = MetricsFile(self.run_dir / "metrics.jsonl", self.progress.step)
             if newest[0]:
                 say(f"resuming {self.run_dir} at step {self.progress.step} of {self.config.steps}")
-        accelerator.init_trackers(
-            "tenfold",
-            init_kwargs={
-                "tensorboard": {"purge_step": self.progress.step + 1},
-                "wandb": {"name": self.run_dir.name, "dir": str(self.run_dir)},
-            },
-        )
+        with _disk_errors_named(self.run_dir / "tensorboard"):
+            accelerator.init_trackers(
+                "tenfold",
+                init_kwargs={
+                    "tensorboard": {"purge_step": self.progress.step + 1},
+                    "wandb": {"name": self.run_dir.name, "dir": str(self.run_dir)},
+                },
+            )
 
     def close(self) -> None:
         """Let go of files and trackers, and undo what accelerate wrapped around the model's forward."""
         if self.metrics:
             self.metrics.close()
         for tracker in self.accelerator.trackers:
-            tracker.finish()
+            with suppress(OSError):  # of a full disk, which the last write has reported already
+                tracker.finish()
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
 
     def run(
@@ -235,18 +237,20 @@ class _Loop:
                     self._evaluate(evaluate)
                     signal_number = signal_number or interrupt.received * alone
                 due = config.checkpoint_every and progress.step and progress.step % config.checkpoint_every == 0
-                # While steps are being skipped, the checkpoint before them is the last known good one: leave it in
-                # place.
+                # While steps are being skipped, no new checkpoint may push out the last one before them.
                 if last or signal_number or (due and not self.guard.consecutive):
                     self._save()
+                if last and not signal_number:
+                    result = self._result()
+                    signal_number = interrupt.received * alone
+                    if not signal_number:
+                        return result
                 if signal_number:
                     raise Interrupted(
                         f"training was stopped by a signal after step {progress.step} of {config.steps}; the "
                         f"checkpoint is in {self.snapshots.folder}: run the same command again to go on",
                         signal_number,
                     )
-                if last:
-                    return self._result()
                 wall, cpu = time.perf_counter(), time.process_time()
                 # Several processes agree within the step, so that a wish takes effect one step later than alone.
                 signal_number, stop = self._step(next(batches), *((0, False) if alone else wishes()))
@@ -335,10 +339,8 @@ class _Loop:
         if self.metrics:
             self.metrics.write(row)
         numbers = {name: value for name, value in row.items() if name != "step" and value is not None}
-        try:
+        with _disk_errors_named(self.run_dir / "tensorboard"):
             self.accelerator.log(numbers, step=row["step"])
-        except OSError as error:
-            raise disk_error(self.run_dir / "tensorboard", error) from error
 
     def _evaluation_due(self, last: bool) -> bool:
         every, step = self.config.evaluate_every, self.progress.step
@@ -388,6 +390,8 @@ class _Loop:
     def _result(self) -> FitResult:
         progress, weights = self.progress, self.run_dir / "model.safetensors"
         save_weights(weights if self.main else None, self.bare, self.ema, self.metadata)
+        metrics = [dict(self.metrics.last) if self.metrics else {}]
+        broadcast_object_list(metrics)
         return FitResult(
             run_dir=self.run_dir,
             weights=weights,
@@ -395,12 +399,20 @@ class _Loop:
             steps=progress.step,
             skipped=progress.skipped,
             finished=progress.step == self.config.steps,
-            metrics=dict(self.metrics.last) if self.metrics else {},
+            metrics=metrics[0],
             best=progress.best,
             best_step=progress.best_step,
             seconds=progress.seconds,
             cpu_seconds=progress.cpu_seconds,
         )
+
+
+@contextmanager
+def _disk_errors_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(path, error) from error
 
 
 def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:

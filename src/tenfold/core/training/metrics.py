@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -85,5 +86,6 @@ class MetricsFile:
             raise disk_error(self.path, error) from error
 
     def close(self) -> None:
-        """Close the file."""
-        self.file.close()
+        """Close the file; what a full disk kept from being written, `write` has reported."""
+        with suppress(OSError):
+            self.file.close()
