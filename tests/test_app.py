@@ -41,10 +41,10 @@ def server() -> Iterator[str]:
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
-        assert "is open" in line, line + process.communicate(timeout=30)[1]
+        assert "is open" in line, line + process.communicate(timeout=60)[1]
         yield line.split()[0]
         process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=30)
+        output, errors = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 0, errors
@@ -140,7 +140,7 @@ def test_upload_beyond_the_limit_is_refused(server: str) -> None:
 
 def upload(browser: webdriver.Chrome, path: Path) -> None:
     """Give the page a file, once it is there, and wait until the upload is done."""
-    wait = WebDriverWait(browser, 30)
+    wait = WebDriverWait(browser, 120)
     field = wait.until(lambda page: page.find_element("css selector", "input[type=file]"))
     field.send_keys(str(path))
     wait.until(lambda page: page.find_elements("css selector", f"a[download='{path.name}']"))
@@ -160,7 +160,7 @@ def test_uploaded_picture_comes_back_enlarged(server: str, tmp_path: Path) -> No
         upload(browser, tmp_path / "small.png")
         press(browser, "Enlarge")
 
-        wait = WebDriverWait(browser, 60)
+        wait = WebDriverWait(browser, 120)
         wait.until(lambda page: "80 x 48" in page.find_element("tag name", "body").text)
         shown = "return [...document.images].filter(image => image.naturalWidth === 80).length"
         wait.until(lambda page: page.execute_script(shown) == 2)
@@ -201,7 +201,7 @@ def test_bad_upload_gets_a_sentence_and_no_traceback(
         if content is not None:
             (tmp_path / "odd.png").write_bytes(content)
             upload(browser, tmp_path / "odd.png")
-        wait = WebDriverWait(browser, 30)
+        wait = WebDriverWait(browser, 120)
         wait.until(lambda page: page.find_elements("xpath", "//button[normalize-space()='Enlarge']"))
         press(browser, "Enlarge")
         wait.until(lambda page: words in page.find_element("tag name", "body").text)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from browser import chromium, console_errors, set_viewport
 from tenfold import cli
@@ -17,44 +16,32 @@ from tenfold.superres.resize import imresize_matlab
 
 
 @pytest.fixture(scope="module")
-def station(tmp_path_factory: pytest.TempPathFactory) -> Station:
-    return tour.tour(tmp_path_factory.mktemp("station"))
+def runs() -> dict[int, tour.Run]:
+    return {scale: tour.run(tour.photograph(), scale) for scale in (2, 4)}
+
+
+@pytest.fixture(scope="module")
+def station(runs: dict[int, tour.Run], tmp_path_factory: pytest.TempPathFactory) -> Station:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tour, "run", lambda truth, scale: runs[scale])  # each network runs once for the whole file
+        return tour.tour(tmp_path_factory.mktemp("station"))
 
 
 @pytest.mark.parametrize("scale", [2, 4])
-def test_built_in_network_beats_bicubic_on_the_photograph(scale: int) -> None:
-    run = tour.run(tour.photograph(), scale)
+def test_built_in_network_beats_bicubic_on_the_photograph(runs: dict[int, tour.Run], scale: int) -> None:
+    run = runs[scale]
     assert run.ours.shape == run.bicubic.shape == tour.photograph().shape
     assert run.gain_db > 0
     assert run.our_score.ssim_y > run.bicubic_score.ssim_y
 
 
-def test_small_picture_is_the_benchmarks_own() -> None:
-    run = tour.run(tour.photograph(), 4)
-    np.testing.assert_array_equal(run.low_res, imresize_matlab(tour.photograph(), 0.25))
+def test_small_picture_is_the_benchmarks_own(runs: dict[int, tour.Run]) -> None:
+    np.testing.assert_array_equal(runs[4].low_res, imresize_matlab(tour.photograph(), 0.25))
 
 
-def test_compared_attention_is_softmax_attention_inside_windows() -> None:
-    torch.manual_seed(0)
-    layer = tour.WindowSelfAttention(width=12, heads=3, window=4)
-    features = torch.randn(2, 8, 12, 12)
-    expected = torch.zeros_like(features)
-    for top in range(0, 8, 4):
-        for left in range(0, 12, 4):
-            tokens = features[:, top : top + 4, left : left + 4].reshape(2, 16, 12)
-            q, k, v = layer.qkv(tokens).view(2, 16, 3, 3, 4).permute(2, 0, 3, 1, 4)
-            heads = torch.softmax(q @ k.transpose(-1, -2) / 4**0.5, dim=-1) @ v
-            y = layer.proj(heads.permute(0, 2, 1, 3).reshape(2, 16, 12))
-            expected[:, top : top + 4, left : left + 4] = y.view(2, 4, 4, 12)
-    torch.testing.assert_close(layer(features), expected)
-
-
-def test_correlation_is_cheaper_than_attention_in_a_large_window() -> None:
-    threads = torch.get_num_threads()
-    correlation_ms, attention_ms = tour.layer_costs()
+def test_correlation_is_cheaper_than_attention_in_a_large_window(station: Station) -> None:
     # By the paper's reckoning a factor of tens; a factor of two leaves room for any machine.
-    assert attention_ms[-1] > 2 * correlation_ms[-1] > 0
-    assert torch.get_num_threads() == threads
+    assert float(station.figures[3].value) > 2
 
 
 def test_command_on_the_page_is_one_that_the_program_understands(station: Station) -> None:
