@@ -181,6 +181,14 @@ def test_to_fits_into_a_size_and_keeps_the_proportions(run, folder, tmp_path, to
     assert Image.open(tmp_path / "out" / "a.png").size == size
 
 
+@pytest.mark.parametrize(
+    ("options", "size"), [([], (24, 16)), (["--scale", "4"], (48, 32)), (["--to", "40x40"], (40, 27))]
+)
+def test_without_a_model_the_built_in_one_of_the_scale_is_used(run, folder, tmp_path, options, size):
+    assert run("upscale", folder / "a.png", "-o", tmp_path / "out", *options)[0] == 0
+    assert Image.open(tmp_path / "out" / "a.png").size == size
+
+
 def test_self_ensemble_changes_the_result(run, folder, tmp_path):
     run("upscale", folder / "a.png", "-o", tmp_path / "one", "--model", X2)
     assert run("upscale", folder / "a.png", "-o", tmp_path / "eight", "--model", X2, "--self-ensemble")[0] == 0

@@ -15,19 +15,9 @@ from torch import Tensor
 
 from tenfold.core import devices, images
 from tenfold.core.console import UserError, warn
-from tenfold.superres import checkpoint
+from tenfold.superres import checkpoint, tiling
 from tenfold.superres.model import HiT
 from tenfold.superres.pixels import ImageLike, to_picture, to_planes
-
-try:
-    from tenfold.superres import tiling  # type: ignore
-except ImportError:
-
-    class tiling:  # type: ignore # until tiling.py is there
-        @staticmethod
-        def upscale_tensor(model, image, tile="auto", memory_budget=None, progress=None):
-            return model(image), "whole"
-
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Tile = Literal["auto", "none", "strips"] | int
