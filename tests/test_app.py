@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,10 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
+@contextmanager
+def running_app(*options: str) -> Iterator[str]:
     """A running `tenfold app`, as its address; it must end well on Ctrl-C."""
-    port = free_port()
-    command = [sys.executable, "-m", "tenfold", "app", "--port", str(port), "--max-upload-mb", "1"]
+    command = [sys.executable, "-m", "tenfold", "app", "--port", str(free_port()), *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -50,6 +50,12 @@ def server() -> Iterator[str]:
     assert process.returncode == 0, errors
     assert output.endswith("closed\n")
     assert "Traceback" not in errors
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with running_app("--max-upload-mb", "1") as address:
+        yield address
 
 
 # --- Starting -----------------------------------------------------------------------------------------------------
@@ -174,6 +180,18 @@ def test_uploaded_picture_comes_back_enlarged(server: str, tmp_path: Path) -> No
         assert [url for url in requested_urls(browser) if not url.startswith(server)] == []
         set_viewport(browser, 360, 800)
         assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
+
+
+@pytest.mark.browser
+def test_interrupt_in_the_middle_of_a_picture_ends_the_server_well(tmp_path: Path) -> None:
+    Image.new("RGB", (1200, 900), "teal").save(tmp_path / "large.png")
+    with chromium(tmp_path) as browser, running_app() as address:
+        set_viewport(browser, 1280, 900)
+        browser.get(address)
+        upload(browser, tmp_path / "large.png")
+        press(browser, "Enlarge")
+        wait = WebDriverWait(browser, 120)
+        wait.until(lambda page: "processing" in page.find_element("tag name", "body").text)
 
 
 def header_bomb() -> bytes:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import ipaddress
 import os
 import socket
+import sys
 import tempfile
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tenfold.core import console, devices
+from tenfold.core import console, devices, web
 from tenfold.core.console import UserError
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ def run_app(
         raise UserError(f"--max-upload-mb is {max_upload_mb}: it must be 1 or more")
     _check_free(host, port)
 
+    atexit.register(_leave_what_runs)
     devices.set_threads()
     with tempfile.TemporaryDirectory(prefix="tenfold-app-") as folder:
         _settle_environment(folder)
@@ -93,6 +96,17 @@ def run_app(
         finally:
             page.close(verbose=False)
         return AppResult(address, rooms)
+
+
+def _leave_what_runs() -> None:
+    """End the process at once where a picture is still being computed for a visitor who will not get it.
+
+    The thread cannot be stopped, and the interpreter's own way out would pull it from under torch, which aborts.
+    """
+    if web.busy():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def build_page() -> tuple[gradio.Blocks, tuple[str, ...]]:

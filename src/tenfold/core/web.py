@@ -6,7 +6,9 @@ import functools
 import html
 import os
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -14,6 +16,26 @@ from tenfold.core.console import UserError, warn
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_running = 0
+_running_lock = threading.Lock()
+
+
+def busy() -> bool:
+    """Whether an event handler is running now."""
+    return _running > 0
+
+
+@contextmanager
+def _counted() -> Iterator[None]:
+    global _running
+    with _running_lock:
+        _running += 1
+    try:
+        yield
+    finally:
+        with _running_lock:
+            _running -= 1
 
 
 def readable_errors(handler: Callable[P, R]) -> Callable[P, R]:
@@ -26,7 +48,8 @@ def readable_errors(handler: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(handler)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return handler(*args, **kwargs)
+            with _counted():
+                return handler(*args, **kwargs)
         except UserError as error:
             message = str(error)
             for argument in args:
