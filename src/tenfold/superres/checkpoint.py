@@ -118,7 +118,6 @@ def infer_config(official: Mapping[str, Tensor], given: Mapping[str, Any] | None
         if required not in shapes:
             raise UserError(_not_hit(shapes, required))
     depths = _depths(shapes)
-    width, channels = shapes["conv_first.weight"][:2]
     layer0 = "layers.0.residual_group.blocks.0."
     variant = (
         "srf"
@@ -128,6 +127,7 @@ def infer_config(official: Mapping[str, Tensor], given: Mapping[str, Any] | None
         else "sir"
     )
     try:
+        width, channels = shapes["conv_first.weight"][:2]
         reconstruction, scale = _reconstruction(shapes, channels, given)
         base = _pair(given.get("base_win_size", (8, 8)))
         return HiTConfig(
@@ -149,7 +149,7 @@ def infer_config(official: Mapping[str, Tensor], given: Mapping[str, Any] | None
         )
     except KeyError as error:
         raise UserError(_not_hit(shapes, str(error.args[0]))) from None
-    except ValueError as error:
+    except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:  # of shapes, or of what config.json holds
         raise UserError(f"the checkpoint's shapes do not make a HiT-SR network: {error}") from None
 
 

@@ -110,6 +110,12 @@ class TrainConfig:
     seed: int = 1226
     workers: int = 0
 
+    def __post_init__(self) -> None:
+        if not 0 < self.learning_rate < float("inf"):
+            raise ValueError(f"learning_rate: {self.learning_rate} is not a positive number")
+        if self.patch < 1:
+            raise ValueError(f"patch: {self.patch} pixels a side are no patch")
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -56,11 +56,14 @@ class PatchPairs:
         seed: int = 0,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
+        if patch < 1:
+            raise UserError(f"patch: {patch} pixels a side are no patch")
         folders = [high_res] if isinstance(high_res, str | Path) else high_res
         pairs = [pair for folder in folders for pair in find_pairs(folder, low_res, scale)]
         self.pairs = [pair for pair in pairs if _short_side(pair.high_res) >= patch * scale]
         if not self.pairs:
-            raise UserError(f"no image in {folders} has {patch * scale} pixels a side, which patches of {patch} need")
+            where = " or ".join(map(str, folders))
+            raise UserError(f"no image in {where} has {patch * scale} pixels a side, which patches of {patch} need")
         if len(self.pairs) < len(pairs):
             warn(f"{len(pairs) - len(self.pairs)} of {len(pairs)} images are smaller than a patch and left out")
         self.scale = scale
@@ -89,7 +92,7 @@ class PatchPairs:
             size = self.patch * factor
             crop = image[top * factor : top * factor + size, left * factor : left * factor + size]
             crop = augment(crop, flip_x, flip_y, transpose)
-            pair[name] = torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1))).float().div_(255)
+            pair[name] = torch.from_numpy(crop.transpose(2, 0, 1).copy()).float().div_(255)
         return pair
 
 
@@ -97,6 +100,8 @@ def _short_side(path: Path) -> int:
     try:
         with Image.open(path) as image:
             return min(image.size)
+    except Image.DecompressionBombError:
+        return min(image_files.read(path).pixels.shape[:2])  # it says whether so large an image is allowed
     except OSError:
         raise UserError(f"{path}: not a readable image") from None
 
@@ -106,8 +111,11 @@ def read_pair(pair: Pair, scale: int) -> Images:
     high = image_files.to_rgb8(image_files.read(pair.high_res))
     low = image_files.to_rgb8(image_files.read(pair.other)) if pair.other else make_low_res(high, scale)
     height, width = low.shape[0] * scale, low.shape[1] * scale
-    if high.shape[0] < height or high.shape[1] < width:
-        raise UserError(f"{pair.high_res} is smaller than {scale} x its low-res partner {pair.other}")
+    if not (0 <= high.shape[0] - height < scale and 0 <= high.shape[1] - width < scale):
+        raise UserError(
+            f"{pair.high_res} ({high.shape[1]}x{high.shape[0]}) and {pair.other} ({low.shape[1]}x{low.shape[0]}) "
+            f"do not fit at scale {scale}; check the scale and the folders"
+        )
     return Images(low=low, high=high[:height, :width])
 
 

@@ -269,7 +269,12 @@ def reproduce(
 
     Returns:
         The written object.
+
+    Raises:
+        UserError: no seed; images that are missing or cannot be read.
     """
+    if "quality" in parts and not quality.seeds:
+        raise UserError("the quality part needs at least one seed")
     started = time.time()
     tables: list[Table] = []
     curves: list[Curve] = []

@@ -55,7 +55,7 @@ def make_model(config: HiTConfig, init: str, seed: int, start_from: str | None =
         UserError: `start_from` is of another architecture.
     """
     if init == "bicubic" and start_from:
-        raise UserError("init: choose either `bicubic` or a network to start from, not both")
+        raise UserError("init: `bicubic` or a network to start from, not both; with the latter set init to `default`")
     torch.manual_seed(seed)
     model = HiT(config)
     initialise(model)
