@@ -39,6 +39,7 @@ FURTHER = {
         "tiling.py": "how an image that is too large is cut and put together again",
         "batch.py": "many files: which of them a run takes, what each becomes",
         "upscaling.py": "one file of a batch: which network, which size, pictures and films",
+        "onnx_file.py": "a network as an ONNX file: what is free in it and what is checked",
         "cost.py": "what a layer costs as its window grows: the first half of reproduce",
     },
 }

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tenfold.core import checkpoint
 from tenfold.core.console import UserError
-from tenfold.superres.config import MODELS, HiTConfig
+from tenfold.superres.config import MODELS, HiTConfig, Variant
 from tenfold.superres.model import HiT, relative_position_index
 
 OFFICIAL_LAYER = r"layers\.(\d+)\.residual_group\.blocks\.(\d+)\."
@@ -119,7 +119,7 @@ def infer_config(official: Mapping[str, Tensor], given: Mapping[str, Any] | None
             raise UserError(_not_hit(shapes, required))
     depths = _depths(shapes)
     layer0 = "layers.0.residual_group.blocks.0."
-    variant = (
+    variant: Variant = (
         "srf"
         if f"{layer0}mlp.dwconv.depthwise_conv.0.weight" in shapes
         else "sng"

@@ -379,7 +379,47 @@ def _replaced(config: Config, **changes: object) -> Config:
     try:
         return dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})  # type: ignore[type-var]
     except ValueError as error:
-        raise UserError(f"these settings do not make a network: {error}") from None
+        raise UserError(f"these settings cannot be used: {error}") from None
+
+
+def export(model: Positional[str], output: Annotated[Path, arg(aliases=["-o"])]) -> object:
+    """Write a network as an ONNX file for pictures of any size, checked against PyTorch.
+
+    Input `image`: B x channels x H x W, float32, in [0, 1]. Output `upscaled`: the same, larger, not clipped. ONNX
+    Runtime and PyTorch are compared at several sizes, and a file that differs is not kept.
+
+    Args:
+        model: built-in or official name, hub id, or a .safetensors or .pth file.
+        output: the .onnx file.
+
+    Example:
+        tenfold superres export tenfold-x2 -o tenfold-x2.onnx
+    """
+    if output.suffix.lower() != ".onnx":
+        raise UserError(f"-o {output}: name a file that ends in .onnx")
+
+    from tenfold.core import checkpoint as files
+    from tenfold.core.devices import set_threads
+    from tenfold.superres import onnx_file
+    from tenfold.superres.checkpoint import build
+    from tenfold.superres.config import MODELS
+
+    set_threads()
+    loaded = files.load(model, MODELS, "tenfold.superres")
+    network = build(loaded)
+    config = network.config
+    metadata = {
+        "architecture": f"HiT-{config.variant.upper()}",
+        "scale": str(config.scale),
+        "licence": loaded.entry.licence if loaded.entry else loaded.metadata.get("licence", "not stated"),
+    }
+    result = onnx_file.write(network, output, metadata)
+    console.table(
+        ("picture", "largest difference"),
+        [(f"{width} x {height}", f"{difference:.1e}") for height, width, difference in result.checked],
+        title=f"{output}: {result.bytes / 1e6:.2f} MB; ONNX Runtime against PyTorch, samples in [0, 1]",
+    )
+    return result
 
 
 def reproduce(
@@ -458,5 +498,6 @@ VERBS: dict[str, Callable[..., object]] = {
     "evaluate": evaluate,
     "inspect": inspect,
     "train": train,
+    "export": export,
     "reproduce": reproduce,
 }

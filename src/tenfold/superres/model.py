@@ -14,19 +14,22 @@ Two exact rewritings make it fast; neither approximates anything:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tenfold.superres import strips
 from tenfold.superres.config import HiTConfig
+from tenfold.superres.maps import convolve, from_windows, pad_by_reflection, to_image, to_map, to_windows
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, official code
 
 
 class HiT(nn.Module):
     """The whole network (paper fig. 2): shallow convolution, hierarchical blocks, reconstruction."""
+
+    mean: Tensor
 
     def __init__(self, config: HiTConfig) -> None:
         super().__init__()
@@ -52,6 +55,12 @@ class HiT(nn.Module):
         Returns:
             B x channels x sH x sW, not clamped.
         """
+        if strips.preferable(image):
+            return strips.upscale(self, image)
+        return self.upscale_whole(image)
+
+    def upscale_whole(self, image: Tensor) -> Tensor:
+        """`forward`, one operator after the other on the whole picture."""
         shallow = self.shallow_features((image - self.mean) * self.config.image_range)
         features = self.patch_norm(shallow)
         for block in self.blocks:
@@ -110,6 +119,8 @@ class SpatialChannelCorrelation(nn.Module):
     d = c / heads of them. Cost is linear in the window's area L.
     """
 
+    same_head: Tensor
+
     def __init__(self, config: HiTConfig, heads: int, window: tuple[int, int]) -> None:
         super().__init__()
         self.heads = heads
@@ -126,6 +137,7 @@ class SpatialChannelCorrelation(nn.Module):
         d = config.width // 2 // heads
         channel_head = torch.arange(config.width // 2) // d
         self.register_buffer("same_head", (channel_head[:, None] == channel_head).float() / d, persistent=False)
+        self._kept: tuple[tuple, tuple[Tensor, Tensor]] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """B x H x W x C -> the same."""
@@ -134,14 +146,16 @@ class SpatialChannelCorrelation(nn.Module):
         qv = self.features(padded)
         if self.context is not None:
             qv = self.context(qv)
-        y = self.correlate(to_windows(qv, self.window))
+        y = self.correlate(to_windows(qv, self.window), *self.matrices())
         return from_windows(y, self.window, padded.shape)[:, :height, :width]
 
-    def correlate(self, windows: Tensor) -> Tensor:
+    def correlate(self, windows: Tensor, bias: Tensor, summing: Tensor) -> Tensor:
         """Both correlations and the output projection.
 
         Args:
             windows: queries and values, N x L x C.
+            bias: P, heads x M x L.
+            summing: weights of S-Linear, M x L.
 
         Returns:
             N x L x C.
@@ -149,16 +163,16 @@ class SpatialChannelCorrelation(nn.Module):
         if torch.is_autocast_enabled(windows.device.type):
             # Sums over a window of 4096 pixels overflow in fp16: the black images of the official code's issue 1.
             with torch.autocast(windows.device.type, enabled=False):
-                return self.correlate(windows.float())
+                return self.correlate(windows.float(), bias, summing)
         count, area, channels = windows.shape
         half = channels // 2
         q, v = windows[..., :half], windows[..., half:]
-        summary = self.summarise(v)  # v', N x M x c
+        summary = summing @ v + self.spatial_linear.bias  # v', N x M x c
 
         # Spatial self-correlation (eq. 4): (q v'^T / d + P) v' of each head = q (v'^T v') / d + P v'.
         spatial = summary.transpose(1, 2) @ summary * self.same_head  # N x c x c
         by_head = summary.view(count, -1, self.heads, half // self.heads).permute(2, 0, 3, 1)  # heads x N x d x M
-        positional = by_head.flatten(1, 2) @ self.position_bias()  # heads x N d x L
+        positional = by_head.flatten(1, 2) @ bias  # heads x N d x L
         positional = positional.view(self.heads, count, -1, area).transpose(0, 1).reshape(count, half, area)
         y_spatial = torch.baddbmm(positional, spatial, q.transpose(1, 2))  # N x c x L
 
@@ -166,17 +180,28 @@ class SpatialChannelCorrelation(nn.Module):
         channel = q.transpose(1, 2) @ v / area  # N x c x c
         y_channel = channel @ v.transpose(1, 2)  # N x c x L
 
-        y = torch.cat((y_spatial, y_channel), dim=1)
-        return torch.baddbmm(self.proj.bias, y.transpose(1, 2), self.proj.weight.t().expand(count, -1, -1))
+        # The projection of [y_spatial y_channel], a product for each half.
+        weight = self.proj.weight.t().expand(count, -1, -1)
+        y = torch.baddbmm(self.proj.bias, y_spatial.transpose(1, 2), weight[:, :half])
+        return torch.baddbmm(y, y_channel.transpose(1, 2), weight[:, half:])
 
-    def summarise(self, v: Tensor) -> Tensor:
-        """S-Linear: one learned weighted sum over the pixels of each cell, N x L x c -> N x M x c."""
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """P and the weights of S-Linear; outside of training they are computed once and kept until a weight changes."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.position_bias(), self.summing()
+        weights = (*self.position_bias.parameters(), self.spatial_linear.weight)
+        state = tuple((weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights)
+        if self._kept is None or self._kept[0] != state:
+            self._kept = (state, (self.position_bias(), self.summing()))
+        return self._kept[1]
+
+    def summing(self) -> Tensor:
+        """S-Linear, a learned weighted sum over the pixels of each cell, as an M x L matrix, zero outside of it."""
         (cells_y, cells_x), (cell_y, cell_x) = self.cells, self.cell
         weight = self.spatial_linear.weight.view(1, cell_y, 1, cell_x)
-        rows = torch.eye(cells_y, dtype=v.dtype, device=v.device).view(cells_y, 1, cells_y, 1, 1, 1)
-        columns = torch.eye(cells_x, dtype=v.dtype, device=v.device).view(cells_x, 1, 1, cells_x, 1)
-        sums = (rows * columns * weight).view(cells_y * cells_x, -1)  # M x L, each row zero outside of its cell
-        return sums @ v + self.spatial_linear.bias
+        rows = torch.eye(cells_y, dtype=weight.dtype, device=weight.device).view(cells_y, 1, cells_y, 1, 1, 1)
+        columns = torch.eye(cells_x, dtype=weight.dtype, device=weight.device).view(cells_x, 1, 1, cells_x, 1)
+        return (rows * columns * weight).view(cells_y * cells_x, -1)
 
 
 class DualFeatureExtraction(nn.Module):
@@ -191,9 +216,12 @@ class DualFeatureExtraction(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """B x H x W x C -> the same."""
+        return self.expand(self.neighbourhood(x)) * self.linear(x)
+
+    def neighbourhood(self, x: Tensor) -> Tensor:
+        """The convolutional branch before its expansion, B x H x W x C -> B x H x W x C/5; reads one pixel around."""
         squeezed = F.leaky_relu(self.squeeze(x), 0.2)
-        convolved = F.leaky_relu(convolve(self.spatial, squeezed), 0.2)
-        return self.expand(convolved) * self.linear(x)
+        return F.leaky_relu(convolve(self.spatial, squeezed), 0.2)
 
 
 class PositionBias(nn.Module):
@@ -207,23 +235,13 @@ class PositionBias(nn.Module):
         self.pos1 = nn.Sequential(nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, width))
         self.pos2 = nn.Sequential(nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, width))
         self.pos3 = nn.Sequential(nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, heads))
-        self._kept: tuple[tuple, Tensor] | None = None
 
     def forward(self) -> Tensor:
-        """The bias, heads x M x L; outside of training it is computed once and kept until a weight changes."""
+        """P[i j, y x] = mean over a < cell_y, b < cell_x of T[y - i cell_y - a, x - j cell_x - b] (heads x M x L)."""
         device = self.pos_proj.weight.device.type
         if torch.is_autocast_enabled(device):  # offsets reach 63, and a kept bias must serve every precision
             with torch.autocast(device, enabled=False):
                 return self.forward()
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self.compute()
-        state = tuple((p.data_ptr(), p._version, p.dtype) for p in self.parameters())
-        if self._kept is None or self._kept[0] != state:
-            self._kept = (state, self.compute())
-        return self._kept[1]
-
-    def compute(self) -> Tensor:
-        """P[i j, y x] = mean over a < cell_y, b < cell_x of T[y - (i cell_y + a), x - (j cell_x + b)]."""
         table = self.table()
         pooled = F.avg_pool2d(table, self.cell, stride=1)[0]  # heads x (2 window - cell)
         # A slide of `window` rows that starts at row i' * cell belongs to cell i = cells - 1 - i'.
@@ -286,18 +304,38 @@ class NGramContext(nn.Module):
     def forward(self, qv: Tensor) -> Tensor:
         """B x H' x W' x C -> the same; H' and W' hold at least two windows."""
         batch, height, width, channels = qv.shape
-        pairs = qv.permute(0, 3, 1, 2).reshape(batch * channels // 2, 2, height, width)  # channels (2k, 2k + 1)
-        unigram = self.unigram(pairs).view(batch, channels // 2, height // self.window[0], width // self.window[1])
-        forward = self.attention(F.pad(unigram, (0, 1, 0, 1), mode="reflect"))
-        backward = self.attention(F.pad(unigram, (1, 0, 1, 0), mode="reflect"))
-        context = self.merge(torch.cat((forward, backward), dim=-1))  # B x rows x columns x C
-        rows, columns = context.shape[1:3]
+        rows, columns = height // self.window[0], width // self.window[1]
+        unigrams = self.unigrams(to_windows(qv, self.window)).view(batch, rows, columns, -1)
+        unigrams = F.pad(unigrams.movedim(3, 1), (0, 0, 1, 1), mode="reflect")
+        context = self.bigrams(unigrams.movedim(1, 3))
         windows = qv.view(batch, rows, self.window[0], columns, self.window[1], channels)
         return (windows + context[:, :, None, :, None]).view_as(qv)
+
+    def unigrams(self, windows: Tensor) -> Tensor:
+        """One convolution the size of a window for all channel pairs (2k, 2k + 1): N x L x C -> N x c."""
+        both = self.unigram.weight.view(2, -1) @ windows  # N x 2 x C: the weights of either member on all channels
+        assert self.unigram.bias is not None
+        return both[:, 0, 0::2] + both[:, 1, 1::2] + self.unigram.bias
+
+    def bigrams(self, unigrams: Tensor) -> Tensor:
+        """The merged context of each window.
+
+        Args:
+            unigrams: B x (rows + 2) x columns x c, with the row above the first and the one below the last.
+
+        Returns:
+            B x rows x columns x C.
+        """
+        unigrams = unigrams.movedim(3, 1)
+        forward = self.attention(F.pad(unigrams[:, :, 1:], (0, 1, 0, 0), mode="reflect"))
+        backward = self.attention(F.pad(unigrams[:, :, :-1], (1, 0, 0, 0), mode="reflect"))
+        return self.merge(torch.cat((forward, backward), dim=-1))
 
 
 class NeighbourhoodAttention(nn.Module):
     """Multi-head self-attention inside every 2x2 neighbourhood of a map, averaged over its four members."""
+
+    relative_position_index: Tensor
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -397,56 +435,6 @@ RECONSTRUCTIONS = {
     "pixelshuffle": PixelShuffleReconstruction,
     "nearest+conv": NearestReconstruction,
 }
-
-
-def to_image(features: Tensor) -> Tensor:
-    """B x H x W x C map -> B x C x H x W view of the same memory."""
-    return features.permute(0, 3, 1, 2)
-
-
-def to_map(image: Tensor) -> Tensor:
-    """B x C x H x W -> contiguous B x H x W x C."""
-    return image.permute(0, 2, 3, 1).contiguous()
-
-
-def convolve(convolution: nn.Module, features: Tensor) -> Tensor:
-    """Apply a convolution to a B x H x W x C map."""
-    return to_map(convolution(to_image(features)))
-
-
-def to_windows(x: Tensor, window: tuple[int, int]) -> Tensor:
-    """Cut a B x H' x W' x C map into its N windows of L tokens, N x L x C."""
-    batch, height, width, channels = x.shape
-    x = x.view(batch, height // window[0], window[0], width // window[1], window[1], channels)
-    return x.transpose(2, 3).reshape(-1, window[0] * window[1], channels)
-
-
-def from_windows(windows: Tensor, window: tuple[int, int], shape: Sequence[int]) -> Tensor:
-    """Put N x L x C windows together into a map of shape B x H' x W' x C."""
-    batch, height, width, channels = shape
-    x = windows.view(batch, height // window[0], width // window[1], window[0], window[1], channels)
-    return x.transpose(2, 3).reshape(batch, height, width, channels)
-
-
-def pad_by_reflection(x: Tensor, multiple: tuple[int, int]) -> Tensor:
-    """Pad a B x H x W x C map at the bottom and right to multiples, reflecting without repeating the edge.
-
-    Where the padding is longer than the map, it bounces back and forth, which the official code cannot do.
-    """
-    for axis, factor in zip((1, 2), multiple, strict=True):
-        size = x.shape[axis]
-        extra = -size % factor
-        if extra:
-            x = torch.cat((x, x.index_select(axis, reflected_indices(size, extra, x.device))), dim=axis)
-    return x
-
-
-def reflected_indices(size: int, extra: int, device: torch.device) -> Tensor:
-    """Source indices of the `extra` positions after the end: a triangle wave of period 2 (size - 1), int64."""
-    if size == 1:
-        return torch.zeros(extra, dtype=torch.long, device=device)
-    position = torch.arange(size, size + extra, device=device) % (2 * (size - 1))
-    return torch.minimum(position, 2 * (size - 1) - position)
 
 
 def initialise(model: HiT) -> None:

@@ -304,7 +304,7 @@ class _Loop:
             for values in reported:
                 self.averages.add(values)
             self.averages.add({"loss": mean_loss, "grad_norm": mean_norm})
-        self.optimizer.zero_grad()
+        self.optimizer.optimizer.zero_grad()  # accelerate's own looks up a signature in every step
         return signal_number, stop
 
     def _skip(self, reason: str) -> None:

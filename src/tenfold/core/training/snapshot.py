@@ -52,8 +52,9 @@ class Progress:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `path` in one step when all its files are on the disk; on failure nothing
-    is left.
+    """Yield a temporary folder that becomes `path` in one step when all its files are on the disk.
+
+    On failure nothing is left.
 
     Raises:
         UserError: the disk is full, read-only or otherwise refuses.

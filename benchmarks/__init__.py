@@ -1,0 +1,1 @@
+"""Measurements that results/benchmarks/ is filled from: `python -m benchmarks.NAME`."""
