@@ -180,10 +180,8 @@ class SpatialChannelCorrelation(nn.Module):
         channel = q.transpose(1, 2) @ v / area  # N x c x c
         y_channel = channel @ v.transpose(1, 2)  # N x c x L
 
-        # The projection of [y_spatial y_channel], a product for each half.
-        weight = self.proj.weight.t().expand(count, -1, -1)
-        y = torch.baddbmm(self.proj.bias, y_spatial.transpose(1, 2), weight[:, :half])
-        return torch.baddbmm(y, y_channel.transpose(1, 2), weight[:, half:])
+        y = torch.cat((y_spatial, y_channel), dim=1).transpose(1, 2)  # N x L x C
+        return torch.baddbmm(self.proj.bias, y, self.proj.weight.t().expand(count, -1, -1))
 
     def matrices(self) -> tuple[Tensor, Tensor]:
         """P and the weights of S-Linear; outside of training they are computed once and kept until a weight changes."""
