@@ -1,0 +1,356 @@
+"""Coefficients: what each means, its prior, and how published rows move it.
+
+The logarithm of every coefficient is a sum of terms: a base, and terms for the hardware's architecture, the stack's family and release, the
+precision, dense or MoE. No term knows a model's name or a row. Each term has a prior of zero with a width; the fit is a
+regularised robust least squares (Student-t weights, Gauss-Newton with Levenberg damping) on log(predicted / reported tokens per second).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tenfold.core.console import UserError
+from tenfold.core.files import write_json
+from tenfold.planner.config import Hardware, Model, Plan
+from tenfold.planner.data import Row
+from tenfold.planner.operators import Coefficients, UnitSeconds, hardware_vector, plan_vector, unit_seconds
+from tenfold.planner.pipeline import partition, stage_times
+from tenfold.planner.shapes import shape_vector, stacked
+from tenfold.planner.simulation import StageTimes, makespan
+
+
+@dataclass(frozen=True)
+class Prior:
+    """A coefficient before calibration.
+
+    Attributes:
+        value: starting value.
+        width: standard deviation of the base term's logarithm (0: fixed).
+        low, high: physical limits of the resolved value.
+        tags: kinds of terms that may move it, each with the width of its logarithm.
+        meaning: unit and source.
+    """
+
+    value: float
+    width: float
+    low: float
+    high: float
+    tags: dict[str, float] = field(default_factory=dict)
+    meaning: str = ""
+
+
+PRIORS: dict[str, Prior] = {
+    "gemm_efficiency": Prior(0.68, 0.1, 0.2, 0.95, {"arch": 0.1}, "share of the dense peak of a large matrix product"),
+    "fp8_gain": Prior(0.9, 0.1, 0.5, 1.05, {"arch8": 0.1, "prec": 0.1}, "fp8 products: share of the doubled peak that is reached besides gemm_efficiency"),
+    "gemm_rows": Prior(54, 0.5, 5, 1000, {"arch": 0.5}, "rows at which a product reaches half its speed"),
+    "gemm_width": Prior(600, 0.4, 50, 3000, {"arch": 0.3}, "inner/outer width at which a product reaches half its speed"),
+    "expert_efficiency": Prior(0.9, 0.15, 0.3, 1.0, {"arch": 0.1, "release": 0.1}, "grouped product over a plain one of equal size"),
+    "attention_efficiency": Prior(0.5, 0.15, 0.08, 0.9, {"arch": 0.2, "family": 0.4}, "share of the bf16 peak of the attention core"),
+    "attention_ramp": Prior(700, 0.5, 10, 8000, {}, "sequence length at which the attention core reaches half its speed"),
+    "memory_efficiency": Prior(0.8, 0.05, 0.4, 0.95, {}, "share of the memory bandwidth that element-wise kernels reach"),
+    "layer_bytes": Prior(77, 0.25, 20, 300, {"family": 0.25}, "bytes per hidden element and token, all memory-bound work of a layer, both passes"),
+    "routed_bytes": Prior(28, 0.3, 5, 150, {"family": 0.2, "release": 0.2}, "bytes per hidden element and routed copy: permute, unpermute, activation"),
+    "cast_bytes": Prior(20, 0.4, 2, 150, {"prec": 0.4, "family": 0.2}, "further bytes per hidden element and token of fp8 casts"),
+    "logit_bytes": Prior(20, 0.3, 4, 100, {}, "bytes per logit of the loss, both passes"),
+    "score_bytes": Prior(13, 0.3, 4, 40, {}, "bytes per attention score and pass where attention is not fused"),
+    "host_dense": Prior(0.56e-3, 0.3, 1e-5, 5e-3, {"family": 0.4, "release": 0.3}, "seconds: launch time of a dense layer, one pass"),
+    "host_moe": Prior(2.0e-3, 0.3, 1e-4, 8e-3, {"family": 0.4, "release": 0.5, "age": 0.6}, "seconds: launch time of a MoE layer, one pass"),
+    "host_step": Prior(0.02, 0.5, 1e-3, 1.0, {"family": 0.5}, "seconds a step: data, logging, launch"),
+    "exposed_tp": Prior(0.31, 0.3, 0.02, 1.0, {"family": 0.3, "arch": 0.2}, "share of tensor-parallel communication not hidden"),
+    "exposed_cp": Prior(0.15, 0.4, 0.02, 1.0, {"family": 0.4}, "share of ring-attention communication never hidden"),
+    "exposed_ep": Prior(0.4, 0.4, 0.02, 1.0, {"family": 0.3, "release": 0.3}, "share of the expert all-to-all not hidden without pairing"),
+    "exposed_dp": Prior(0.42, 0.3, 0.02, 1.0, {"family": 0.3}, "share of gradient and parameter communication not hidden"),
+    "exposed_fsdp": Prior(0.1, 0.5, 0.005, 1.0, {"family": 0.4}, "share of sharded-parameter communication not hidden when compute is longer"),
+    "exposed_paired": Prior(0.05, 0.3, 0.01, 0.5, {}, "share of the all-to-all that stays visible in a joined pair (1 - 0.963 in the H800 trace)"),
+    "link_intra": Prior(0.8, 0.15, 0.3, 0.98, {}, "share of the in-node link that collectives reach"),
+    "link_inter": Prior(0.6, 0.25, 0.15, 0.98, {"arch": 0.2}, "share of the network that collectives reach"),
+    "straggler": Prior(0.006, 0.6, 1e-4, 0.05, {"family": 0.5}, "slow-down per doubling of nodes"),
+    "imbalance": Prior(1.25, 0.1, 1.0, 2.5, {}, "fullest device over the mean under natural routing"),
+    "selective_share": Prior(0.06, 0.4, 0.0, 0.6, {"family": 0.5}, "share of a forward that selective recompute repeats (fused attention)"),
+    "fine_share": Prior(0.10, 0.4, 0.0, 0.6, {}, "share of a forward that fine-grained recompute repeats"),
+    "unstated_share": Prior(0.06, 0.5, 0.0, 1.0, {"kind": 0.5}, "share of a forward that recipes repeat without saying so"),
+    "optimizer_bytes": Prior(40, 0.1, 10, 80, {}, "bytes per local parameter of an optimizer step"),
+    "software": Prior(1.0, 0.0, 0.5, 2.0, {"family": 0.08, "release": 0.06, "kindrelease": 0.06, "sheet": 0.05, "age": 0.1}, "slow-down of a whole layer by the software generation"),
+}
+
+_RELEASE = re.compile(r"^(?P<family>.*?)-?(?P<year>20\d\d|\d\d)(?:[./-](?P<month>\d\d))?")
+
+
+def stack_release(stack: str) -> tuple[str, float]:
+    """Family and year of a stack's name: "megatron-bridge-25.11" -> ("megatron-bridge", 2025.83)."""
+    match = _RELEASE.match(stack)
+    if not match or not match["family"]:
+        return stack or "other", 2024.5
+    year = float(match["year"])
+    year += 2000.0 if year < 100 else 0.0
+    month = float(match["month"]) if match["month"] and 1 <= int(match["month"]) <= 12 else 6.0
+    return match["family"].rstrip("-"), year + (month - 1) / 12
+
+
+def default_stack(hardware: Hardware) -> str:
+    """The stack that `auto` means on a kind of hardware."""
+    return "mindspeed-2025" if hardware.architecture == "ascend" else "megatron-core-2025"
+
+
+def attention_unfused(stack: str) -> bool:
+    """Whether the stack's attention writes its scores to memory (Megatron before flash attention)."""
+    family, year = stack_release(stack)
+    return family == "megatron" and year < 2023
+
+
+def tag_values(coefficient: str, hardware: Hardware, model: Model, plan: Plan) -> dict[str, float]:
+    """Terms of one coefficient that apply to a run, with the factor each is multiplied by."""
+    family, year = stack_release(plan.stack)
+    kinds = PRIORS[coefficient].tags
+    terms = {"base": 1.0}
+    names = {
+        "arch": f"arch:{hardware.architecture}",
+        "sheet": f"sheet:{hardware.name}",
+        "family": f"family:{family}",
+        "release": f"release:{plan.stack}",
+        "kind": f"kind:{model.family}",
+        "kindrelease": f"kindrelease:{model.family}:{plan.stack}",
+    }
+    for kind in kinds:
+        if kind in names:
+            terms[names[kind]] = 1.0
+    if "arch8" in kinds and plan.precision.endswith("fp8"):
+        terms[f"arch8:{hardware.architecture}"] = 1.0
+    if "prec" in kinds and plan.precision.endswith("fp8"):
+        terms[f"prec:{plan.precision}"] = 1.0
+    # Years since the middle of 2025 in Megatron-Bridge, whose releases follow each other every few months.
+    if "age" in kinds and family == "megatron-bridge":
+        terms[f"age:{family}:{model.family}"] = min(max(year - 2025.75, -1.0), 1.2)
+    return terms
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Fitted terms.
+
+    Attributes:
+        terms: coefficient -> term -> value (logarithms; `base` relative to the prior's value).
+        spread: log-standard-deviation-like half widths for the 80% interval, by situation (see `interval`).
+        origin: the command and rows that made it.
+    """
+
+    terms: dict[str, dict[str, float]]
+    spread: dict[str, float]
+    origin: dict[str, Any] = field(default_factory=dict)
+
+    def resolve(self, hardware: Hardware, model: Model, plan: Plan) -> Coefficients:
+        """Coefficients of one run."""
+        values = {}
+        for name, prior in PRIORS.items():
+            terms = self.terms.get(name, {})
+            shift = sum(terms.get(tag, 0.0) * factor for tag, factor in tag_values(name, hardware, model, plan).items())
+            values[name] = min(max(prior.value * math.exp(shift), prior.low), prior.high)
+        return Coefficients(**values)
+
+    def interval(self, hardware: Hardware, model: Model, plan: Plan) -> float:
+        """Half width of the 80% interval as a logarithm, wider for an architecture or a stack without rows."""
+        family, _ = stack_release(plan.stack)
+        width = self.spread.get(model.family, 0.2)
+        if family not in self.origin.get("families", []):
+            width = math.hypot(width, self.spread.get("new_family", 0.15))
+        if hardware.architecture not in self.origin.get("architectures", []):
+            width = math.hypot(width, self.spread.get("new_architecture", 0.2))
+        return width
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON."""
+        write_json(path, self)
+
+
+def load_calibration(path: str | Path | None = None) -> Calibration:
+    """The shipped calibration, or one from a file. Raises UserError for a broken file."""
+    if path is None:
+        return _shipped()
+    from tenfold.core.files import read_json
+
+    value = read_json(path)
+    if not {"terms", "spread"} <= set(value):
+        raise UserError(f"{path}: not a calibration (needs terms and spread); make one with `tenfold planner calibrate rows.csv -o {path}`")
+    unknown = set(value["terms"]) - set(PRIORS)
+    if unknown:
+        raise UserError(f"{path}: unknown coefficient {sorted(unknown)[0]!r}; known: {', '.join(PRIORS)}")
+    return Calibration(value["terms"], value["spread"], value.get("origin", {}))
+
+
+@lru_cache(maxsize=1)
+def _shipped() -> Calibration:
+    path = resources.files("tenfold.planner").joinpath("presets", "calibration.json")
+    if not path.is_file():
+        return Calibration({}, {})
+    value = json.loads(path.read_text(encoding="utf-8"))
+    return Calibration(value["terms"], value["spread"], value["origin"])
+
+
+# Fitting -------------------------------------------------------------------------------------------------------------
+
+_BLOCKS = ("dense", "moe", "moe_pair", "head", "embed", "mtp")
+
+
+class _Table:
+    """Rows laid out as arrays, with the pipeline's dependence on the building blocks linearised row by row."""
+
+    def __init__(self, rows: list[Row]) -> None:
+        self.rows = rows
+        self.shape = stacked([shape_vector(r.model) for r in rows])
+        self.hardware = stacked([hardware_vector(r.hardware, r.plan.precision) for r in rows])
+        self.plan = stacked([plan_vector(r.plan, r.devices, attention_unfused(r.plan.stack)) for r in rows])
+        self.target = np.log(np.array([r.tokens_per_s for r in rows], dtype=float))
+        self.tokens = np.array([r.plan.gbs * r.plan.seq / r.devices for r in rows], dtype=float)
+        self.stages = [partition(r.model, r.plan) for r in rows]
+        self.linear = np.zeros((len(rows), 2 * len(_BLOCKS) + 1))
+        self.names: list[tuple[str, str]] = []
+        columns: dict[tuple[str, str], np.ndarray] = {}
+        for index, row in enumerate(rows):
+            for name in PRIORS:
+                for tag, factor in tag_values(name, row.hardware, row.model, row.plan).items():
+                    columns.setdefault((name, tag), np.zeros(len(rows)))[index] = factor
+        for key, column in columns.items():
+            prior = PRIORS[key[0]]
+            width = prior.width if key[1] == "base" else prior.tags[key[1].split(":")[0]]
+            if width > 0:
+                self.names.append(key)
+                del column
+        self.columns = {key: columns[key] for key in self.names}
+        self.width = np.array([PRIORS[n].width if t == "base" else PRIORS[n].tags[t.split(":")[0]] for n, t in self.names])
+
+    def coefficients(self, theta: np.ndarray) -> Coefficients:
+        shift = {name: np.zeros(len(self.rows)) for name in PRIORS}
+        for value, (name, tag) in zip(theta, self.names, strict=True):
+            shift[name] = shift[name] + value * self.columns[(name, tag)]
+        return Coefficients(**{n: np.clip(PRIORS[n].value * np.exp(s), PRIORS[n].low, PRIORS[n].high) for n, s in shift.items()})
+
+    def units(self, theta: np.ndarray) -> UnitSeconds:
+        return unit_seconds(self.shape, self.hardware, self.plan, self.coefficients(theta))
+
+    def linearise(self, theta: np.ndarray) -> None:
+        """Seconds of the pipeline per second of each block: the makespan is homogeneous and piecewise linear in the blocks."""
+        u = self.units(theta)
+        for index, row in enumerate(self.rows):
+            scalars = {name: float(np.broadcast_to(getattr(u, name), len(self.rows))[index]) for name in (f.name for f in fields(u)) if name != "parts"}
+            base = _row_makespan(row, self.stages[index], scalars)
+            names = [f"{b}_{d}" for b in _BLOCKS for d in ("forward", "backward")] + ["send"]
+            for column, name in enumerate(names):
+                if scalars[name] == 0.0 or not _matters(name, row):
+                    self.linear[index, column] = 0.0
+                    continue
+                step = 1e-4
+                bumped = dict(scalars)
+                bumped[name] *= 1 + step
+                self.linear[index, column] = (_row_makespan(row, self.stages[index], bumped) - base) / (step * scalars[name])
+
+    def predict(self, theta: np.ndarray) -> np.ndarray:
+        """log tokens/s/device."""
+        u = self.units(theta)
+        names = [f"{b}_{d}" for b in _BLOCKS for d in ("forward", "backward")] + ["send"]
+        seconds = sum(self.linear[:, i] * getattr(u, name) for i, name in enumerate(names))
+        return np.log(self.tokens / ((seconds + u.step) * u.factor))
+
+
+def _matters(name: str, row: Row) -> bool:
+    if name.startswith("moe_pair"):
+        return row.plan.resolved_schedule() in ("adaptive", "dualpipe", "dualpipev") and row.family == "moe"
+    if name.startswith("moe"):
+        return row.family == "moe"
+    if name.startswith("mtp"):
+        return row.model.mtp > 0
+    return not (name == "send" and row.plan.pp == 1)
+
+
+def _row_makespan(row: Row, stages: list, scalars: dict[str, float]) -> float:
+    u = UnitSeconds(**scalars, parts={})
+    times: StageTimes = stage_times(stages, u, row.plan)
+    count = row.plan.microbatches(row.devices) or 1
+    # Some rows give a batch that does not fill the last round; time grows by rounds, so they are measured in whole ones.
+    whole = count if row.plan.vpp == 1 or count % row.plan.pp == 0 else -(-count // row.plan.pp) * row.plan.pp
+    return makespan(row.plan.resolved_schedule(), row.plan.pp, row.plan.vpp, whole, times) * count / whole
+
+
+def usable(rows: list[Row]) -> list[Row]:
+    """Rows that the metric counts: throughput reported, batch known."""
+    return [row for row in rows if row.tokens_per_s and "gbs" not in row.assumed]
+
+
+def fit(rows: list[Row], outer: int = 4, inner: int = 12, weights: np.ndarray | None = None) -> tuple[dict[str, dict[str, float]], np.ndarray]:
+    """Fit the terms on rows.
+
+    Args:
+        rows: from `read_rows`; unusable ones are dropped.
+        outer: times the pipeline is linearised anew.
+        inner: Gauss-Newton steps in between.
+        weights: weight per usable row.
+
+    Returns:
+        Terms, and log(predicted/reported) of the usable rows.
+    """
+    rows = usable(rows)
+    table = _Table(rows)
+    theta = np.zeros(len(table.names))
+    noise = np.array([0.10 if row.recalled else 0.05 for row in rows])
+    # Rows of one cluster repeat nearly the same run: a cluster of n rows counts like sqrt(n).
+    sizes: dict[str, int] = {}
+    for row in rows:
+        sizes[row.cluster] = sizes.get(row.cluster, 0) + 1
+    weight = np.array([sizes[row.cluster] ** -0.5 for row in rows])
+    if weights is not None:
+        weight = weight * weights
+    for _ in range(outer):
+        table.linearise(theta)
+        damping = 1e-2
+        current = table.predict(theta)
+        for _ in range(inner):
+            error = current - table.target
+            robust = weight * 5.0 / (4.0 + (error / noise) ** 2)  # Student-t, 4 degrees of freedom
+            jacobian = np.empty((len(rows), len(theta)))
+            for k in range(len(theta)):
+                moved = theta.copy()
+                moved[k] += 1e-4
+                jacobian[:, k] = (table.predict(moved) - current) / 1e-4
+            scaled = robust / noise**2
+            normal = jacobian.T @ (scaled[:, None] * jacobian) + np.diag(1 / table.width**2)
+            gradient = jacobian.T @ (scaled * error) + theta / table.width**2
+
+            def cost(th: np.ndarray, predicted: np.ndarray) -> float:
+                e = (predicted - table.target) / noise
+                return float((weight * 2.5 * np.log1p(e**2 / 4)).sum() + 0.5 * ((th / table.width) ** 2).sum())
+
+            before = cost(theta, current)
+            for _ in range(6):
+                step = np.linalg.solve(normal + damping * np.diag(np.diag(normal)), -gradient)
+                trial = theta + step
+                predicted = table.predict(trial)
+                if cost(trial, predicted) < before:
+                    theta, current, damping = trial, predicted, max(damping / 4, 1e-6)
+                    break
+                damping *= 5
+            else:
+                break
+            if before - cost(theta, current) < 1e-4:
+                break
+    table.linearise(theta)
+    terms: dict[str, dict[str, float]] = {}
+    for value, (name, tag) in zip(theta, table.names, strict=True):
+        if abs(value) > 5e-4:
+            terms.setdefault(name, {})[tag] = round(float(value), 4)
+    return terms, table.predict(theta) - table.target
+
+
+def predict_rows(rows: list[Row], terms: dict[str, dict[str, float]]) -> np.ndarray:
+    """log(predicted/reported) of usable rows under given terms (terms of unknown tags are left out)."""
+    table = _Table(usable(rows))
+    theta = np.array([terms.get(name, {}).get(tag, 0.0) for name, tag in table.names])
+    table.linearise(theta)
+    return table.predict(theta) - table.target
