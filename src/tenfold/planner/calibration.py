@@ -20,8 +20,9 @@ import numpy as np
 
 from tenfold.core.console import UserError
 from tenfold.core.files import write_json
-from tenfold.planner.config import Hardware, Model, Plan
+from tenfold.planner.config import Cluster, Hardware, Model, Plan
 from tenfold.planner.data import Row
+from tenfold.planner.memory import inferred_recompute
 from tenfold.planner.operators import Coefficients, UnitSeconds, hardware_vector, plan_vector, unit_seconds
 from tenfold.planner.pipeline import partition, stage_times
 from tenfold.planner.shapes import shape_vector, stacked
@@ -54,24 +55,28 @@ PRIORS: dict[str, Prior] = {
     "gemm_rows": Prior(54, 0.5, 5, 1000, {"arch": 0.5}, "rows at which a product reaches half its speed"),
     "gemm_width": Prior(600, 0.4, 50, 3000, {"arch": 0.3}, "inner/outer width at which a product reaches half its speed"),
     "expert_efficiency": Prior(0.9, 0.15, 0.3, 1.0, {"arch": 0.1, "release": 0.1}, "grouped product over a plain one of equal size"),
-    "attention_efficiency": Prior(0.5, 0.15, 0.08, 0.9, {"arch": 0.2, "family": 0.4}, "share of the bf16 peak of the attention core"),
+    "attention_efficiency": Prior(0.75, 0.15, 0.08, 1.3, {"arch": 0.2, "family": 0.4}, "share of the bf16 peak of the attention core"),
     "attention_ramp": Prior(700, 0.5, 10, 8000, {}, "sequence length at which the attention core reaches half its speed"),
+    "attention_width": Prior(64, 0.3, 5, 300, {}, "head width at which the attention core reaches half its speed (its softmax does not shrink with the width)"),
     "memory_efficiency": Prior(0.8, 0.05, 0.4, 0.95, {}, "share of the memory bandwidth that element-wise kernels reach"),
-    "layer_bytes": Prior(77, 0.25, 20, 300, {"family": 0.25}, "bytes per hidden element and token, all memory-bound work of a layer, both passes"),
+    "layer_bytes": Prior(55, 0.25, 20, 300, {"family": 0.25}, "bytes per hidden element and token, all memory-bound work of a layer, both passes"),
+    "activation_bytes": Prior(5, 0.3, 1, 30, {}, "bytes per element of the feed-forward's inner tensors, both passes"),
     "routed_bytes": Prior(28, 0.3, 5, 150, {"family": 0.2, "release": 0.2}, "bytes per hidden element and routed copy: permute, unpermute, activation"),
     "cast_bytes": Prior(20, 0.4, 2, 150, {"prec": 0.4, "family": 0.2}, "further bytes per hidden element and token of fp8 casts"),
     "logit_bytes": Prior(20, 0.3, 4, 100, {}, "bytes per logit of the loss, both passes"),
     "score_bytes": Prior(13, 0.3, 4, 40, {}, "bytes per attention score and pass where attention is not fused"),
     "host_dense": Prior(0.56e-3, 0.3, 1e-5, 5e-3, {"family": 0.4, "release": 0.3}, "seconds: launch time of a dense layer, one pass"),
-    "host_moe": Prior(2.0e-3, 0.3, 1e-4, 8e-3, {"family": 0.4, "release": 0.5, "age": 0.6}, "seconds: launch time of a MoE layer, one pass"),
+    "host_moe": Prior(1.2e-3, 0.3, 1e-4, 8e-3, {"family": 0.3, "release": 0.3, "age": 0.4, "domain": 0.3}, "seconds: launch time of a MoE layer, one pass"),
+    "host_expert": Prior(1.5e-4, 0.4, 1e-6, 1e-3, {"release": 0.2, "age": 0.3, "domain": 0.2}, "seconds: launch time of one local expert's products and casts, one pass"),
+    "host_backward": Prior(1.7, 0.2, 1.0, 3.0, {}, "launch time of a backward pass over that of a forward"),
     "host_step": Prior(0.02, 0.5, 1e-3, 1.0, {"family": 0.5}, "seconds a step: data, logging, launch"),
     "exposed_tp": Prior(0.31, 0.3, 0.02, 1.0, {"family": 0.3, "arch": 0.2}, "share of tensor-parallel communication not hidden"),
     "exposed_cp": Prior(0.15, 0.4, 0.02, 1.0, {"family": 0.4}, "share of ring-attention communication never hidden"),
-    "exposed_ep": Prior(0.4, 0.4, 0.02, 1.0, {"family": 0.3, "release": 0.3}, "share of the expert all-to-all not hidden without pairing"),
-    "exposed_dp": Prior(0.42, 0.3, 0.02, 1.0, {"family": 0.3}, "share of gradient and parameter communication not hidden"),
+    "exposed_ep": Prior(0.4, 0.4, 0.02, 1.0, {"family": 0.3, "release": 0.2}, "share of the expert all-to-all not hidden without pairing"),
+    "exposed_dp": Prior(0.3, 0.3, 0.02, 1.0, {"family": 0.2}, "share of gradient and parameter communication not hidden"),
     "exposed_fsdp": Prior(0.1, 0.5, 0.005, 1.0, {"family": 0.4}, "share of sharded-parameter communication not hidden when compute is longer"),
     "exposed_paired": Prior(0.05, 0.3, 0.01, 0.5, {}, "share of the all-to-all that stays visible in a joined pair (1 - 0.963 in the H800 trace)"),
-    "link_intra": Prior(0.8, 0.15, 0.3, 0.98, {}, "share of the in-node link that collectives reach"),
+    "link_intra": Prior(0.8, 0.15, 0.2, 0.98, {"domain": 0.2}, "share of the in-node link that collectives reach"),
     "link_inter": Prior(0.6, 0.25, 0.15, 0.98, {"arch": 0.2}, "share of the network that collectives reach"),
     "straggler": Prior(0.006, 0.6, 1e-4, 0.05, {"family": 0.5}, "slow-down per doubling of nodes"),
     "imbalance": Prior(1.25, 0.1, 1.0, 2.5, {}, "fullest device over the mean under natural routing"),
@@ -79,8 +84,10 @@ PRIORS: dict[str, Prior] = {
     "fine_share": Prior(0.10, 0.4, 0.0, 0.6, {}, "share of a forward that fine-grained recompute repeats"),
     "unstated_share": Prior(0.06, 0.5, 0.0, 1.0, {"kind": 0.5}, "share of a forward that recipes repeat without saying so"),
     "optimizer_bytes": Prior(40, 0.1, 10, 80, {}, "bytes per local parameter of an optimizer step"),
-    "software": Prior(1.0, 0.0, 0.5, 2.0, {"family": 0.08, "release": 0.06, "kindrelease": 0.06, "sheet": 0.05, "age": 0.1}, "slow-down of a whole layer by the software generation"),
+    "software": Prior(1.0, 0.0, 0.5, 2.0, {"family": 0.08, "release": 0.06, "kindrelease": 0.06, "sheet": 0.05, "age": 0.1, "domain": 0.1}, "slow-down of a whole layer by the software generation"),
 }
+
+NOISE = 0.05  # scale of a trustworthy row's logarithmic error
 
 _RELEASE = re.compile(r"^(?P<family>.*?)-?(?P<year>20\d\d|\d\d)(?:[./-](?P<month>\d\d))?")
 
@@ -118,6 +125,7 @@ def tag_values(coefficient: str, hardware: Hardware, model: Model, plan: Plan) -
         "family": f"family:{family}",
         "release": f"release:{plan.stack}",
         "kind": f"kind:{model.family}",
+        "domain": f"domain:{model.family}:{hardware.architecture}:{'rack' if hardware.per_node > 16 else 'node'}",
         "kindrelease": f"kindrelease:{model.family}:{plan.stack}",
     }
     for kind in kinds:
@@ -207,7 +215,13 @@ class _Table:
         self.rows = rows
         self.shape = stacked([shape_vector(r.model) for r in rows])
         self.hardware = stacked([hardware_vector(r.hardware, r.plan.precision) for r in rows])
-        self.plan = stacked([plan_vector(r.plan, r.devices, attention_unfused(r.plan.stack)) for r in rows])
+        plans = [plan_vector(r.plan, r.devices, attention_unfused(r.plan.stack)) for r in rows]
+        self.inferred = [0.0] * len(rows)
+        for index, (row, vector) in enumerate(zip(rows, plans, strict=True)):
+            if row.plan.recompute == "unstated":
+                self.inferred[index] = inferred_recompute(row.model, Cluster(row.hardware, row.devices), row.plan, vector)
+                vector.inferred = self.inferred[index]
+        self.plan = stacked(plans)
         self.target = np.log(np.array([r.tokens_per_s for r in rows], dtype=float))
         self.tokens = np.array([r.plan.gbs * r.plan.seq / r.devices for r in rows], dtype=float)
         self.stages = [partition(r.model, r.plan) for r in rows]
@@ -233,8 +247,18 @@ class _Table:
             shift[name] = shift[name] + value * self.columns[(name, tag)]
         return Coefficients(**{n: np.clip(PRIORS[n].value * np.exp(s), PRIORS[n].low, PRIORS[n].high) for n, s in shift.items()})
 
-    def units(self, theta: np.ndarray) -> UnitSeconds:
-        return unit_seconds(self.shape, self.hardware, self.plan, self.coefficients(theta))
+    def units(self, theta: np.ndarray, nudge: str = "") -> UnitSeconds:
+        coefficients = self.coefficients(theta)
+        if nudge:
+            prior = PRIORS[nudge]
+            value = getattr(coefficients, nudge)
+            setattr(coefficients, nudge, np.clip(value * np.exp(1e-4), prior.low, prior.high))
+        return unit_seconds(self.shape, self.hardware, self.plan, coefficients)
+
+    def jacobian(self, theta: np.ndarray, current: np.ndarray) -> np.ndarray:
+        """Derivative of `predict` [rows, terms]: a term moves its coefficient by its column, row by row."""
+        slopes = {name: (self.predict(theta, name) - current) / 1e-4 for name in {name for name, _ in self.names}}
+        return np.stack([slopes[name] * self.columns[(name, tag)] for name, tag in self.names], axis=1)
 
     def linearise(self, theta: np.ndarray) -> None:
         """Seconds of the pipeline per second of each block: the makespan is homogeneous and piecewise linear in the blocks."""
@@ -252,9 +276,9 @@ class _Table:
                 bumped[name] *= 1 + step
                 self.linear[index, column] = (_row_makespan(row, self.stages[index], bumped) - base) / (step * scalars[name])
 
-    def predict(self, theta: np.ndarray) -> np.ndarray:
+    def predict(self, theta: np.ndarray, nudge: str = "") -> np.ndarray:
         """log tokens/s/device."""
-        u = self.units(theta)
+        u = self.units(theta, nudge)
         names = [f"{b}_{d}" for b in _BLOCKS for d in ("forward", "backward")] + ["send"]
         seconds = sum(self.linear[:, i] * getattr(u, name) for i, name in enumerate(names))
         return np.log(self.tokens / ((seconds + u.step) * u.factor))
@@ -284,14 +308,62 @@ def usable(rows: list[Row]) -> list[Row]:
     return [row for row in rows if row.tokens_per_s and "gbs" not in row.assumed]
 
 
-def fit(rows: list[Row], outer: int = 4, inner: int = 12, weights: np.ndarray | None = None) -> tuple[dict[str, dict[str, float]], np.ndarray]:
+def _weights(rows: list[Row]) -> np.ndarray:
+    """Rows of one cluster repeat nearly the same run: a cluster of n rows counts like sqrt(n)."""
+    sizes: dict[str, int] = {}
+    for row in rows:
+        sizes[row.cluster] = sizes.get(row.cluster, 0) + 1
+    return np.array([sizes[row.cluster] ** -0.5 for row in rows])
+
+
+def _solve(table: _Table, theta: np.ndarray, weight: np.ndarray, noise: np.ndarray, steps: int) -> np.ndarray:
+    """Gauss-Newton with Levenberg damping on Student-t errors (4 degrees of freedom) and normal priors."""
+
+    def cost(th: np.ndarray, predicted: np.ndarray) -> float:
+        return float((weight * 2.5 * np.log1p(((predicted - table.target) / noise) ** 2 / 4)).sum() + 0.5 * ((th / table.width) ** 2).sum())
+
+    damping = 1e-2
+    current = table.predict(theta)
+    for _ in range(steps):
+        error = current - table.target
+        scaled = weight * 5.0 / (4.0 + (error / noise) ** 2) / noise**2
+        jacobian = table.jacobian(theta, current)
+        normal = jacobian.T @ (scaled[:, None] * jacobian) + np.diag(1 / table.width**2)
+        gradient = jacobian.T @ (scaled * error) + theta / table.width**2
+        before = cost(theta, current)
+        after = before
+        for _ in range(6):
+            trial = theta - np.linalg.solve(normal + damping * np.diag(np.diag(normal)), gradient)
+            predicted = table.predict(trial)
+            after = cost(trial, predicted)
+            if after < before:
+                theta, current, damping = trial, predicted, max(damping / 4, 1e-6)
+                break
+            damping *= 5
+        if before - after < 1e-3:
+            break
+    return theta
+
+
+def _noise(rows: list[Row]) -> np.ndarray:
+    return np.array([2.0 if row.recalled else 1.0 for row in rows]) * NOISE
+
+
+def _terms(table: _Table, theta: np.ndarray) -> dict[str, dict[str, float]]:
+    terms: dict[str, dict[str, float]] = {}
+    for value, (name, tag) in zip(theta, table.names, strict=True):
+        if abs(value) > 5e-4:
+            terms.setdefault(name, {})[tag] = round(float(value), 4)
+    return terms
+
+
+def fit(rows: list[Row], outer: int = 3, inner: int = 10) -> tuple[dict[str, dict[str, float]], np.ndarray]:
     """Fit the terms on rows.
 
     Args:
         rows: from `read_rows`; unusable ones are dropped.
         outer: times the pipeline is linearised anew.
         inner: Gauss-Newton steps in between.
-        weights: weight per usable row.
 
     Returns:
         Terms, and log(predicted/reported) of the usable rows.
@@ -299,53 +371,33 @@ def fit(rows: list[Row], outer: int = 4, inner: int = 12, weights: np.ndarray | 
     rows = usable(rows)
     table = _Table(rows)
     theta = np.zeros(len(table.names))
-    noise = np.array([0.10 if row.recalled else 0.05 for row in rows])
-    # Rows of one cluster repeat nearly the same run: a cluster of n rows counts like sqrt(n).
-    sizes: dict[str, int] = {}
-    for row in rows:
-        sizes[row.cluster] = sizes.get(row.cluster, 0) + 1
-    weight = np.array([sizes[row.cluster] ** -0.5 for row in rows])
-    if weights is not None:
-        weight = weight * weights
     for _ in range(outer):
         table.linearise(theta)
-        damping = 1e-2
-        current = table.predict(theta)
-        for _ in range(inner):
-            error = current - table.target
-            robust = weight * 5.0 / (4.0 + (error / noise) ** 2)  # Student-t, 4 degrees of freedom
-            jacobian = np.empty((len(rows), len(theta)))
-            for k in range(len(theta)):
-                moved = theta.copy()
-                moved[k] += 1e-4
-                jacobian[:, k] = (table.predict(moved) - current) / 1e-4
-            scaled = robust / noise**2
-            normal = jacobian.T @ (scaled[:, None] * jacobian) + np.diag(1 / table.width**2)
-            gradient = jacobian.T @ (scaled * error) + theta / table.width**2
-
-            def cost(th: np.ndarray, predicted: np.ndarray) -> float:
-                e = (predicted - table.target) / noise
-                return float((weight * 2.5 * np.log1p(e**2 / 4)).sum() + 0.5 * ((th / table.width) ** 2).sum())
-
-            before = cost(theta, current)
-            for _ in range(6):
-                step = np.linalg.solve(normal + damping * np.diag(np.diag(normal)), -gradient)
-                trial = theta + step
-                predicted = table.predict(trial)
-                if cost(trial, predicted) < before:
-                    theta, current, damping = trial, predicted, max(damping / 4, 1e-6)
-                    break
-                damping *= 5
-            else:
-                break
-            if before - cost(theta, current) < 1e-4:
-                break
+        theta = _solve(table, theta, _weights(rows), _noise(rows), inner)
     table.linearise(theta)
-    terms: dict[str, dict[str, float]] = {}
-    for value, (name, tag) in zip(theta, table.names, strict=True):
-        if abs(value) > 5e-4:
-            terms.setdefault(name, {})[tag] = round(float(value), 4)
-    return terms, table.predict(theta) - table.target
+    return _terms(table, theta), table.predict(theta) - table.target
+
+
+def cross_validate(rows: list[Row], inner: int = 6, family: str = "") -> np.ndarray:
+    """log(predicted/reported) of every usable row by a fit that never saw its cluster (same model and hardware).
+
+    Every fold starts from the fit on all rows but with the left-out rows at weight zero; terms that only they support fall back to their prior.
+    """
+    rows = usable(rows)
+    table = _Table(rows)
+    theta = np.zeros(len(table.names))
+    for _ in range(2):
+        table.linearise(theta)
+        theta = _solve(table, theta, _weights(rows), _noise(rows), 10)
+    table.linearise(theta)
+    support = np.stack([table.columns[key] != 0 for key in table.names])
+    error = np.empty(len(rows))
+    for cluster in sorted({row.cluster for row in rows}):
+        out = np.array([row.cluster == cluster for row in rows])
+        start = np.where((support & ~out).any(axis=1), theta, 0.0)
+        fold = _solve(table, start, _weights(rows) * ~out, _noise(rows), inner)
+        error[out] = (table.predict(fold) - table.target)[out]
+    return error
 
 
 def predict_rows(rows: list[Row], terms: dict[str, dict[str, float]]) -> np.ndarray:

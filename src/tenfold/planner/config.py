@@ -9,7 +9,7 @@ from typing import Literal
 from tenfold.core.console import UserError
 
 SCHEDULES = ("none", "gpipe", "1f1b", "interleaved", "zb-h1", "interleaved-zb", "zb-v", "dualpipe", "dualpipev", "adaptive")
-RECOMPUTE = ("none", "selective", "fine-grained", "full")
+RECOMPUTE = ("none", "selective", "fine-grained", "moe", "full")
 DISPATCH = ("flat", "dedup", "hierarchical")
 PRECISIONS = ("bf16", "fp16", "fp8", "mxfp8")
 
@@ -183,10 +183,11 @@ class Plan:
         seq: tokens of a sequence.
         precision: "bf16", "fp16", "fp8" (scaled per tensor) or "mxfp8" (per block of 32).
         schedule: one of `SCHEDULES`.
-        recompute: one of `RECOMPUTE`; `fine-grained` lets the memory model choose items per stage by a knapsack.
+        recompute: one of `RECOMPUTE`; `moe` repeats norms and the MoE block; `fine-grained` lets the memory model choose items per stage by a knapsack.
         swap: items may move to the host.
         dispatch: expert all-to-all: "flat", "dedup" (once per node) or "hierarchical" (outer all-gather).
         fsdp: ZeRO stage of the data-parallel group: 0 distributed optimizer off, 1 optimizer, 2 and gradients, 3 and parameters.
+        gradient_bytes: bytes of a kept and reduced gradient element, 4 or 2.
         sequence_parallel: norms and residuals are sharded over tp.
         ep_overlap: expert all-to-all runs beside the other micro-batch's compute.
         imbalance: load of the fullest device over the mean (1: forced balance); None: the calibrated natural routing.
@@ -212,6 +213,7 @@ class Plan:
     swap: bool = False
     dispatch: str = "flat"
     fsdp: int = 1
+    gradient_bytes: int = 4
     sequence_parallel: bool = True
     ep_overlap: bool = False
     imbalance: float | None = 1.0

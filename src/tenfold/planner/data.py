@@ -281,12 +281,14 @@ def _schedule_of(text: str, pp: int, vpp: int) -> str:
 
 
 def recompute_of(text: str) -> str:
-    """Our policy name for the words of a row: none, selective, fine-grained, full or unstated."""
+    """Our policy name for the words of a row: none, selective, fine-grained, moe, full or unstated."""
     text = text.lower().strip()
     if "full" in text:
         return "full"
     if "unstated" in text:
         return "unstated"
+    if "moe" in text:
+        return "moe"
     if "fine" in text or "swap" in text or "," in text or text == "norm" or "layernorm" in text:
         return "fine-grained"
     return "selective" if "selective" in text else "none"
@@ -312,6 +314,23 @@ def read_rows(path: str | Path) -> list[Row]:
         if column not in records[0]:
             raise UserError(f"{path}: column {column!r} is missing; found {', '.join(k for k in records[0] if k)}")
     return [_row(record, f"{path} row {index + 2}") for index, record in enumerate(records)]
+
+
+def _dispatch_of(notes: str, stack: str, schedule: str) -> str:
+    """Dispatch of a row: stated, or what the stack's recipes use (Megatron-Bridge: DeepEP or HybridEP where experts leave the node)."""
+    if "hierarchical" in notes:
+        return "hierarchical"
+    return "dedup" if "deepep" in notes or "dualpipe" in schedule or stack.startswith("megatron-bridge") else "flat"
+
+
+def _overlap_of(words: str, stack: str, leaves_node: bool) -> bool:
+    """Whether the all-to-all runs beside another micro-batch: stated, or Megatron-Bridge's habit where experts leave the node (it needs chunks)."""
+    return "overlap" in words or "dualpipe" in words or (stack.startswith("megatron-bridge") and leaves_node)
+
+
+def _sharding_of(stated: int, stack: str) -> int:
+    """ZeRO stage of a row: tables say 0 for "no FSDP", and every Megatron-like stack after 2022 shards its optimizer."""
+    return stated if stated or stack.startswith("megatron-2021") else 1
 
 
 def _row(record: dict[str, str], where: str) -> Row:
@@ -352,10 +371,11 @@ def _row(record: dict[str, str], where: str) -> Row:
         schedule=_schedule_of(record.get("schedule") or "", pp, vpp),
         recompute=recompute_of(text),
         swap="swap" in text.lower(),
-        dispatch="dedup" if "deepep" in notes or "dualpipe" in (record.get("schedule") or "") else ("hierarchical" if "hierarchical" in notes else "flat"),
-        fsdp=int(_number(record, "fsdp", where) or 0),
+        dispatch=_dispatch_of(notes, record.get("stack") or "", record.get("schedule") or ""),
+        fsdp=_sharding_of(int(_number(record, "fsdp", where) or 0), record.get("stack") or ""),
+        gradient_bytes=2 if (record.get("stack") or "").startswith("megatron-bridge") else 4,
         sequence_parallel="without sequence parallel" not in notes,
-        ep_overlap="overlap" in notes + (record.get("schedule") or "").lower() or "dualpipe" in (record.get("schedule") or ""),
+        ep_overlap=_overlap_of(notes + (record.get("schedule") or "").lower(), record.get("stack") or "", whole("ep", 1) > hardware.per_node and vpp > 1),
         imbalance=None if balance in ("0", "0.0") and model.experts else 1.0,
         stack=(record.get("stack") or "other").strip(),
         noop_slots=-model.layers % (pp * vpp),

@@ -46,11 +46,14 @@ class PlanVector:
     seq: Any
     microbatches: Any
     fsdp: Any
+    gradient_bytes: Any
     sequence_parallel: Any
     full: Any  # recompute indicators
     selective: Any
     fine: Any
+    moe_again: Any  # the MoE block is recomputed
     unstated: Any
+    inferred: Any  # share of the forward that an unpublished recipe must repeat to fit
     dispatch: Any  # 0 flat, 1 dedup, 2 hierarchical
     overlap: Any
     imbalance: Any  # 0: natural routing, by the calibrated coefficient
@@ -70,14 +73,18 @@ class Coefficients:
     expert_efficiency: Any
     attention_efficiency: Any
     attention_ramp: Any
+    attention_width: Any
     memory_efficiency: Any
     layer_bytes: Any
+    activation_bytes: Any
     routed_bytes: Any
     cast_bytes: Any
     logit_bytes: Any
     score_bytes: Any
     host_dense: Any
     host_moe: Any
+    host_expert: Any
+    host_backward: Any
     host_step: Any
     exposed_tp: Any
     exposed_cp: Any
@@ -156,11 +163,14 @@ def plan_vector(plan: Plan, devices: int, unfused: bool) -> PlanVector:
         seq=float(plan.seq),
         microbatches=float(max(1, plan.microbatches(devices))),
         fsdp=float(plan.fsdp),
+        gradient_bytes=float(plan.gradient_bytes),
         sequence_parallel=float(plan.sequence_parallel),
         full=float(plan.recompute == "full"),
         selective=float(plan.recompute == "selective"),
-        fine=float(plan.recompute == "fine-grained"),
+        fine=float(plan.recompute in ("fine-grained", "moe")),
+        moe_again=float(plan.recompute == "moe"),
         unstated=float(plan.recompute == "unstated"),
+        inferred=0.0,
         dispatch=float(("flat", "dedup", "hierarchical").index(plan.dispatch)),
         overlap=float(plan.ep_overlap),
         imbalance=0.0 if plan.imbalance is None else float(plan.imbalance),
@@ -207,7 +217,6 @@ def unit_seconds(s: ShapeVector, h: HardwareVector, p: PlanVector, c: Coefficien
     intra, inter = h.intra * c.link_intra, h.inter * c.link_inter
     rate16 = h.peak_bf16 * c.gemm_efficiency
     rate = np.where(h.fp8 > 0, h.peak * c.gemm_efficiency * c.fp8_gain, rate16)
-    three = (1.0, 1.0, 1.0)
 
     def products(gemms: list[tuple[Any, Any, Any]], speed: Any = rate) -> tuple[Any, Any, Any]:
         """Forward, input-gradient and weight-gradient seconds of (rows, inner, outer) products."""
@@ -231,7 +240,7 @@ def unit_seconds(s: ShapeVector, h: HardwareVector, p: PlanVector, c: Coefficien
     full_keys = p.seq / 2.0
     keys = s.window_share * np.minimum(s.window, full_keys) + (1 - s.window_share) * full_keys
     keys = np.where(p.unfused > 0, p.seq, keys)
-    core_rate = h.peak_bf16 * c.attention_efficiency * saturation(p.seq, c.attention_ramp)
+    core_rate = h.peak_bf16 * c.attention_efficiency * saturation(p.seq, c.attention_ramp) * saturation(s.head_dim, c.attention_width)
     core_f = tokens / p.tp * s.core_flops * keys / core_rate
     score_f = p.unfused * tokens / p.tp * s.heads * p.seq * c.score_bytes / memory
     core_f, core_b = core_f + score_f, core_f * np.where(p.unfused > 0, 2.0, 2.5) + 2.0 * score_f
@@ -240,7 +249,10 @@ def unit_seconds(s: ShapeVector, h: HardwareVector, p: PlanVector, c: Coefficien
     layer_bytes = c.layer_bytes * (1.0 + 0.1 * s.sandwich) + h.fp8 * c.cast_bytes
     sharded = np.where(p.sequence_parallel > 0, own, 0.5 * (own + tokens))
     small_f = sharded * s.hidden * layer_bytes / 3.0 / memory
-    small_b = 2.0 * small_f
+    act_dense = tokens / p.tp * (1.0 + s.up_factor) * s.ffn * c.activation_bytes / 3.0 / memory
+    act_shared = tokens / p.tp * (1.0 + s.up_factor) * s.shared_ffn * c.activation_bytes / 3.0 / memory
+    small_dense_f = small_f + act_dense
+    small_b, small_dense_b = 2.0 * small_f, 2.0 * small_dense_f
 
     # Dense feed-forward.
     up = s.up_factor
@@ -261,6 +273,7 @@ def unit_seconds(s: ShapeVector, h: HardwareVector, p: PlanVector, c: Coefficien
     shared_f, shared_i, shared_w = products([(tokens, s.hidden, up * s.shared_ffn / p.tp), (tokens, s.shared_ffn / p.tp, s.hidden)])
     router_f, router_i, router_w = products([(own, s.hidden, experts)], rate16)
     routed_f = copies * s.hidden * (c.routed_bytes + 0.5 * h.fp8 * c.cast_bytes) / 3.0 / memory
+    routed_f = routed_f + copies / p.etp * (1.0 + s.up_factor) * s.moe_ffn * c.activation_bytes / 3.0 / memory + act_shared
     routed_b = 2.0 * routed_f
 
     # Communication of one layer.
@@ -279,31 +292,34 @@ def unit_seconds(s: ShapeVector, h: HardwareVector, p: PlanVector, c: Coefficien
     phase = (phase + 2e-5) * np.where(span > 1, 1.0, 0.0)
     ep_comm = 2.0 * phase
 
+    # Libraries launch the grouped product (and its casts) expert by expert, so launch time grows with the experts a device holds.
+    host_moe = c.host_moe + c.host_expert * local_experts
+
     # Layers: compute, then exposed communication, then the host's launch time as a floor.
-    dense_cf = attn_f + core_f + small_f + ffn_f
-    dense_cb = attn_i + attn_w + core_b + small_b + ffn_i + ffn_w
-    moe_small = 1.0
-    moe_cf = attn_f + core_f + small_f * moe_small + expert_f + shared_f + router_f + routed_f
-    moe_cb = attn_i + attn_w + core_b + small_b * moe_small + expert_i + expert_w + shared_i + shared_w + router_i + router_w + routed_b
+    dense_cf = attn_f + core_f + small_dense_f + ffn_f
+    dense_cb = attn_i + attn_w + core_b + small_dense_b + ffn_i + ffn_w
+    moe_cf = attn_f + core_f + small_f + expert_f + shared_f + router_f + routed_f
+    moe_cb = attn_i + attn_w + core_b + small_b + expert_i + expert_w + shared_i + shared_w + router_i + router_w + routed_b
     ep_exposed = np.where(
         p.overlap > 0,
         np.maximum(ep_comm - 0.9 * moe_cf, c.exposed_paired * ep_comm),
         c.exposed_ep * ep_comm,
     )
     dense_f = soft_max((dense_cf + tp_dense + cp_f) * c.software, c.host_dense)
-    moe_f = soft_max((moe_cf + tp_moe + cp_f + ep_exposed) * c.software, c.host_moe)
-    share = p.selective * (1 - p.unfused) * c.selective_share + p.fine * c.fine_share + p.unstated * c.unstated_share
+    moe_f = soft_max((moe_cf + tp_moe + cp_f + ep_exposed) * c.software, host_moe)
+    share = p.selective * (1 - p.unfused) * c.selective_share + p.fine * c.fine_share + p.unstated * (c.unstated_share + p.inferred)
     core_again = p.selective * p.unfused * core_f
-    dense_b = soft_max((dense_cb + tp_dense * regather + cp_b) * c.software, c.host_dense)
-    moe_b = soft_max((moe_cb + tp_moe * regather + cp_b + ep_exposed) * c.software, c.host_moe)
+    dense_b = soft_max((dense_cb + tp_dense * regather + cp_b) * c.software, c.host_dense * c.host_backward)
+    moe_b = soft_max((moe_cb + tp_moe * regather + cp_b + ep_exposed) * c.software, host_moe * c.host_backward)
     dense_again = p.full * dense_f + (share * (dense_cf + tp_dense) + core_again) * c.software
-    moe_again = p.full * moe_f + (share * (moe_cf + tp_moe) + core_again) * c.software
+    block_again = p.moe_again * (expert_f + routed_f + router_f + shared_f + ep_exposed)
+    moe_again = p.full * moe_f + (share * (moe_cf + tp_moe) + core_again + block_again) * c.software
     dense_w = (attn_w + ffn_w) * c.software
     moe_w = (attn_w + expert_w + shared_w + router_w) * c.software
     # A pair hides the all-to-all of each side under the compute of the other.
     pair_compute = moe_cf + moe_cb + tp_moe * (1 + regather)
     pair_hidden = soft_max(pair_compute, 2.0 * ep_comm) + c.exposed_paired * 2.0 * ep_comm
-    pair_total = soft_max(pair_hidden * c.software, 2.0 * c.host_moe)
+    pair_total = soft_max(pair_hidden * c.software, host_moe * (1.0 + c.host_backward))
     pair_share = (moe_cf + tp_moe) / pair_compute
 
     # Head with loss, embedding.
@@ -317,8 +333,6 @@ def unit_seconds(s: ShapeVector, h: HardwareVector, p: PlanVector, c: Coefficien
     mtp_b = layer_b + head_bs + join_i + join_w
 
     send = own * s.hidden * 2.0 / np.where(p.devices > h.per_node, inter, intra) + 1e-5
-    # Without chunks the send blocks the stage, once on each way.
-    blocking = np.where((p.pp > 1) & (p.chunked == 0), send, 0.0)
 
     # Once a step: gradients, parameters, optimizer.
     dense_params, expert_params = local_parameters(s, p)
@@ -330,9 +344,12 @@ def unit_seconds(s: ShapeVector, h: HardwareVector, p: PlanVector, c: Coefficien
     per_byte_dense = collectives.group_seconds(1.0, dense_group, dense_local_ranks, intra, inter)
     per_byte_expert = collectives.group_seconds(1.0, expert_group, expert_local_ranks, intra, inter)
     one_pass = local_dense * per_byte_dense + local_expert * per_byte_expert
-    step_comm = 6.0 * one_pass  # fp32 gradients in, bf16 parameters out
-    dp_exposed = np.where(p.fsdp >= 2, 0.0, step_comm * c.exposed_dp)
-    compute_mb = (s.dense_layers * (dense_f + dense_b + dense_again) + s.moe_layers * (moe_f + moe_b + moe_again)) / p.pp
+    step_comm = (p.gradient_bytes + 2.0) * one_pass  # gradients in, bf16 parameters out
+    layer_seconds = s.dense_layers * (dense_f + dense_b + dense_again) + s.moe_layers * (moe_f + moe_b + moe_again)
+    compute_mb = layer_seconds / p.pp
+    # Gradients of the last micro-batch's chunk and parameters of the first are all that can run beside compute.
+    beside = compute_mb / p.vpp
+    dp_exposed = np.where(p.fsdp >= 2, 0.0, soft_max(np.maximum(step_comm - beside, 0.0), step_comm * c.exposed_dp))
     gathers = np.where(p.fsdp >= 3, 4.0, 2.0)
     fsdp_mb = (gathers + 2.0) * one_pass
     fsdp_exposed = np.where(
@@ -343,7 +360,7 @@ def unit_seconds(s: ShapeVector, h: HardwareVector, p: PlanVector, c: Coefficien
     step = dp_exposed + fsdp_exposed + optimizer + c.host_step
     factor = 1.0 + c.straggler * np.log2(np.maximum(p.devices / h.per_node, 1.0) + 1.0)
     return UnitSeconds(
-        dense_forward=dense_f + blocking * 0.0,
+        dense_forward=dense_f,
         dense_backward=dense_b + dense_again,
         dense_weight=dense_w,
         moe_forward=moe_f,
@@ -363,7 +380,7 @@ def unit_seconds(s: ShapeVector, h: HardwareVector, p: PlanVector, c: Coefficien
         step=step,
         factor=factor,
         parts={
-            "dense": {"matmul": (attn_f + ffn_f + attn_i + attn_w + ffn_i + ffn_w), "attention": core_f + core_b, "memory-bound": small_f + small_b,
+            "dense": {"matmul": (attn_f + ffn_f + attn_i + attn_w + ffn_i + ffn_w), "attention": core_f + core_b, "memory-bound": small_dense_f + small_dense_b,
                       "tensor parallel": tp_dense * (1 + regather), "context parallel": cp_f + cp_b, "recompute": dense_again / c.software,
                       "host": (dense_f + dense_b) / c.software - (dense_cf + dense_cb + tp_dense * (1 + regather) + cp_f + cp_b)},
             "moe": {"matmul": attn_f + attn_i + attn_w + shared_f + shared_i + shared_w + router_f + router_i + router_w,
@@ -375,7 +392,6 @@ def unit_seconds(s: ShapeVector, h: HardwareVector, p: PlanVector, c: Coefficien
             "operators": {"attention_forward": core_f, "attention_backward": core_b, "expert_gemm": expert_f, "expert_input": expert_i, "expert_weight": expert_w,
                           "projections": attn_f, "ep_phase": phase, "shared": shared_f, "one_gather": one_gather},
             "hidden": {"expert all-to-all": 2 * ep_comm},
-            "three": three,
         },
     )
 
