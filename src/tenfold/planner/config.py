@@ -37,6 +37,7 @@ class Model:
         moe_ffn: intermediate width of one routed expert.
         shared_experts: experts that every token visits.
         shared_ffn: intermediate width of all shared experts together.
+        expert_groups: groups from which a grouped router takes equal shares of the top-k (0: no groups).
         first_dense: leading layers that are dense in a MoE model.
         mtp: multi-token-prediction layers.
         q_lora, kv_lora, qk_nope, qk_rope, v_head: MLA widths.
@@ -62,6 +63,7 @@ class Model:
     moe_ffn: int = 0
     shared_experts: int = 0
     shared_ffn: int = 0
+    expert_groups: int = 0
     first_dense: int = 0
     mtp: int = 0
     q_lora: int = 0

@@ -143,6 +143,9 @@ def check_model(model: Model, where: str = "model") -> None:
     if model.experts:
         if not 1 <= model.topk <= model.experts:
             raise UserError(f"{where}: topk is {model.topk} with {model.experts} experts: choose 1 to {model.experts}")
+        if model.expert_groups and (model.topk % model.expert_groups or model.experts % model.expert_groups):
+            near = [n for n in range(1, model.topk + 1) if model.topk % n == 0 and model.experts % n == 0]
+            raise UserError(f"{where}: expert_groups is {model.expert_groups}, expected a divisor of topk {model.topk} and experts {model.experts}: {near}")
         if model.moe_ffn < 1:
             raise UserError(f"{where}: moe_ffn is {model.moe_ffn}, expected 1 or more with {model.experts} experts")
         if model.first_dense > model.layers:

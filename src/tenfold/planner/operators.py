@@ -74,6 +74,7 @@ class Coefficients:
     attention_efficiency: Any
     attention_ramp: Any
     attention_width: Any
+    attention_backward: Any
     memory_efficiency: Any
     layer_bytes: Any
     activation_bytes: Any
@@ -243,7 +244,7 @@ def unit_seconds(s: ShapeVector, h: HardwareVector, p: PlanVector, c: Coefficien
     core_rate = h.peak_bf16 * c.attention_efficiency * saturation(p.seq, c.attention_ramp) * saturation(s.head_dim, c.attention_width)
     core_f = tokens / p.tp * s.core_flops * keys / core_rate
     score_f = p.unfused * tokens / p.tp * s.heads * p.seq * c.score_bytes / memory
-    core_f, core_b = core_f + score_f, core_f * np.where(p.unfused > 0, 2.0, 2.5) + 2.0 * score_f
+    core_f, core_b = core_f + score_f, core_f * np.where(p.unfused > 0, 2.0, c.attention_backward) + 2.0 * score_f
 
     # Memory-bound work: norms, residuals, activation, rotary embedding; casts in fp8.
     layer_bytes = c.layer_bytes * (1.0 + 0.1 * s.sandwich) + h.fp8 * c.cast_bytes
@@ -302,7 +303,8 @@ def unit_seconds(s: ShapeVector, h: HardwareVector, p: PlanVector, c: Coefficien
     moe_cb = attn_i + attn_w + core_b + small_b + expert_i + expert_w + shared_i + shared_w + router_i + router_w + routed_b
     ep_exposed = np.where(
         p.overlap > 0,
-        np.maximum(ep_comm - 0.9 * moe_cf, c.exposed_paired * ep_comm),
+        # Each pass hides behind the other pass of another micro-batch.
+        np.maximum(ep_comm - 0.45 * (moe_cf + moe_cb), c.exposed_paired * ep_comm),
         c.exposed_ep * ep_comm,
     )
     dense_f = soft_max((dense_cf + tp_dense + cp_f) * c.software, c.host_dense)

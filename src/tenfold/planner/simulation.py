@@ -26,8 +26,8 @@ class StageTimes:
         forward: F of every stage [stages].
         backward: B of every stage (input and weight part together) [stages].
         weight: the part of B that only makes weight gradients [stages].
-        overlapped_saving: share of min(F, B) that a joined forward-backward pair saves [stages], from communication hidden by the other.
         send: seconds that an activation or gradient needs to the neighbour rank.
+        pair_forward, pair_backward: F and B where both run as a joined pair [stages]; None: the same as alone.
     """
 
     forward: Sequence[float]
@@ -247,6 +247,12 @@ def flight_profile(schedule: str, pp: int, vpp: int, microbatches: int) -> list[
         microbatches = max(microbatches, 2 * pp)
     compiled = compile_schedule(schedule, pp, vpp, microbatches)
     return [(compiled.local_stages[rank], compiled.in_flight[rank]) for rank in range(compiled.ranks)]
+
+
+def local_stages(schedule: str, pp: int, vpp: int) -> list[list[int]]:
+    """Stages of every rank."""
+    home = schedules.placement(schedule, pp, vpp)
+    return [[stage for stage, rank in enumerate(home) if rank == mine] for mine in range(pp)]
 
 
 def busy_seconds(schedule: str, pp: int, vpp: int, microbatches: int, times: StageTimes) -> list[float]:
