@@ -1,7 +1,7 @@
 """What a person sees: messages, tables, progress bars, and the errors that are theirs to mend.
 
-Human-readable text goes to standard output, except under `--json`, when it goes to standard error so that standard output
-carries exactly one JSON object. Nothing here imports torch.
+Human-readable text goes to standard output, except under `--json`, when it goes to standard error so that standard
+output carries exactly one JSON object. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -101,7 +101,14 @@ def progress(title: str, total: int | None, start: int = 0) -> Iterator[Progress
         start: steps that are done already (a resumed run).
     """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     console = Console(stderr=True)
     columns = (
@@ -117,7 +124,7 @@ def progress(title: str, total: int | None, start: int = 0) -> Iterator[Progress
 
 
 def to_jsonable(value: Any) -> Any:
-    """Turn dataclasses, paths, enums and NumPy scalars/arrays into what `json` can write; NaN and infinities become null."""
+    """Turn dataclasses, paths, enums, NumPy scalars and arrays into what `json` can write; NaN and inf become null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: to_jsonable(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):

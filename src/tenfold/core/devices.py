@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import random
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
 
 from tenfold.core.console import UserError
 
 if TYPE_CHECKING:
     import torch
 
-DEVICE_NAMES = ("auto", "cpu", "cuda", "mps", "npu")
+DeviceName = Literal["auto", "cpu", "cuda", "mps", "npu"]
+DEVICE_NAMES: tuple[str, ...] = get_args(DeviceName)
 
 
 def usable_cpus() -> int:
@@ -21,13 +24,33 @@ def usable_cpus() -> int:
     return os.cpu_count() or 1
 
 
+def memory_bytes() -> tuple[int, int]:
+    """Total and available memory in bytes; a container's limit (cgroup v2) counts where it is lower."""
+    total = available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError, ValueError, IndexError):
+        line = Path("/proc/meminfo").read_text().partition("MemAvailable:")[2].split(maxsplit=1)[0]
+        available = int(line) * 1024
+    with suppress(OSError, ValueError):
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())  # the word "max", where there is no limit
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        total, available = min(total, limit), min(available, max(limit - used, 0))
+    return total, available
+
+
 def set_threads(count: int | None = None) -> int:
-    """Set torch's intra-op threads to `count`, else to TENFOLD_THREADS, else to OMP_NUM_THREADS, else to all usable processors."""
+    """Set torch's threads to `count`, else TENFOLD_THREADS, else OMP_NUM_THREADS, else all usable processors."""
     import torch
 
-    wanted = count or int(os.environ.get("TENFOLD_THREADS", "0") or os.environ.get("OMP_NUM_THREADS", "0")) or usable_cpus()
+    wanted = count or _threads_from("TENFOLD_THREADS") or _threads_from("OMP_NUM_THREADS") or usable_cpus()
     torch.set_num_threads(wanted)
     return wanted
+
+
+def _threads_from(variable: str) -> int:
+    text = os.environ.get(variable) or "0"
+    if not text.isdecimal():
+        raise UserError(f"the environment variable {variable} is {text!r}: it should be a number of threads")
+    return int(text)
 
 
 def resolve_device(name: str = "auto") -> torch.device:
