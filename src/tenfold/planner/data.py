@@ -19,7 +19,7 @@ from tenfold.planner.config import Hardware, Model, Plan
 
 @lru_cache(maxsize=8)
 def _preset_table(name: str) -> dict[str, Any]:
-    return json.loads(resources.files("tenfold.planner").joinpath("presets", name).read_text(encoding="utf-8"))
+    return json.loads(resources.files("tenfold.planner").joinpath("assets", name).read_text(encoding="utf-8"))
 
 
 def model_names() -> list[str]:

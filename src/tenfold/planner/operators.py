@@ -203,7 +203,9 @@ def gemm_seconds(rows: Any, inner: Any, outer: Any, rate: Any, memory: Any, c: C
         count: number of equal products.
         backward_bytes: the product accumulates into fp32 gradients (8 bytes a weight) instead of reading bf16 weights (2 bytes).
     """
-    work = 2.0 * count * rows * inner * outer
+    # Kernels work in whole tiles: 256 wide, 128 deep.
+    work = 2.0 * count * rows * np.ceil(inner / 128.0) * 128.0 * np.ceil(outer / 256.0) * 256.0
+    work = np.where(np.minimum(inner, outer) < 512, 2.0 * count * rows * inner * outer, work)
     slow = saturation(rows, c.gemm_rows) * saturation(np.maximum(np.minimum(inner, outer), 1.0), c.gemm_width)
     weights = count * inner * outer * (8.0 if backward_bytes else 2.0)
     moved = weights + count * 2.0 * rows * (inner + outer)

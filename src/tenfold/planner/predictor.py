@@ -282,7 +282,7 @@ class Planner:
         return simulate(self.model, self.cluster, plan, self.calibration)
 
     def search(self, plan: Plan, **options: Any) -> Any:
-        """Search layouts around `plan`'s batch, sequence and precision; see `tenfold.planner.search.search`."""
-        from tenfold.planner.search import search
+        """Search layouts around `plan`'s batch, sequence and precision; see `tenfold.planner.layout_search.search`."""
+        from tenfold.planner.layout_search import search
 
         return search(self.model, self.cluster, plan, calibration=self.calibration, **options)
