@@ -603,3 +603,17 @@ def search_shapes(
 def model_flops(model: Model, seq: int) -> float:
     """FLOPs per token, causal; for tables beside the candidates."""
     return flops_per_token(model, seq)
+
+
+def narrow_space(model: Model, cluster: Cluster, plan: Plan) -> Space:
+    """A smaller space for sweeps over model shapes: the policies that win the full search, every size that suits."""
+    space = space_for(model, cluster, plan)
+    return dataclasses.replace(
+        space,
+        pp=tuple(n for n in space.pp if n in (1, 2, 4, 8, 16, 32)),
+        vpp=tuple(n for n in space.vpp if n in (1, 2, 4)),
+        mbs=(1, 2),
+        schedule=("none", "1f1b", "interleaved", *(("adaptive",) if model.experts else ())),
+        recompute=("fine-grained",),
+        dispatch=tuple(d for d in space.dispatch if d != "flat") or space.dispatch,
+    )
