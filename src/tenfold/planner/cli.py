@@ -500,13 +500,16 @@ def memory(
     return {"memory": estimate.memory, "limit_gib": estimate.memory_limit_gib, "fits": estimate.fits, "totals": [m.total for m in estimate.memory]}
 
 
-def calibrate(rows: Positional[Path], output: Path = Path("calibration.json"), cross_validation: bool = False) -> object:
+def calibrate(
+    rows: Positional[Path], output: Path = Path("calibration.json"), cross_validation: bool = False, base: Path | None = None
+) -> object:
     """Fit the coefficients to published or own throughput rows.
 
     Args:
         rows: CSV with the columns of the validation table (model, hardware, devices, tp, pp, ..., tokens_per_s_per_device).
         output: calibration file to write.
         cross_validation: also leave every (model, hardware) cluster out in turn; sets the intervals by it (some minutes).
+        base: calibration to adapt to the rows instead of starting from the priors; `shipped` names the built-in one.
 
     Returns:
         Errors after the fit.
@@ -516,7 +519,10 @@ def calibrate(rows: Positional[Path], output: Path = Path("calibration.json"), c
     """
     from tenfold.planner import evaluation
 
-    calibration, report = evaluation.calibrate(rows, cross_validation)
+    from tenfold.planner.calibration import load_calibration
+
+    start = None if base is None else load_calibration(None if str(base) == "shipped" else base)
+    calibration, report = evaluation.calibrate(rows, cross_validation, start)
     calibration.save(output)
     _show_validation(report)
     console.say(f"wrote {output}")

@@ -98,8 +98,10 @@ def validate(path: str | Path, calibration: Calibration | None = None) -> dict[s
     return _report(rows, log_error, width)
 
 
-def calibrate(path: str | Path, cross_validation: bool = False) -> tuple[Calibration, dict[str, Any]]:
+def calibrate(path: str | Path, cross_validation: bool = False, base: Calibration | None = None) -> tuple[Calibration, dict[str, Any]]:
     """Fit a calibration; with `cross_validation` its intervals come from clusters that the fit did not see.
+
+    With `base` that calibration is adapted to the rows of one's own cluster instead (three rows or more are useful).
 
     Returns:
         The calibration, and the report of `validate` on the same rows with a `cross_validation` entry.
@@ -107,7 +109,7 @@ def calibrate(path: str | Path, cross_validation: bool = False) -> tuple[Calibra
     rows = fitting.usable(read_rows(path))
     if len(rows) < 3:
         raise UserError(f"{path}: {len(rows)} usable rows, need at least 3 with gbs and tokens_per_s_per_device")
-    terms, fitted = fitting.fit(rows)
+    terms, fitted = fitting.fit(rows, base=base.terms if base else None)
     held_out = fitting.cross_validate(rows) if cross_validation else fitted
     spread = {}
     for family in ("dense", "moe"):
@@ -123,6 +125,10 @@ def calibrate(path: str | Path, cross_validation: bool = False) -> tuple[Calibra
         "fitted": error_statistics(fitted),
         "cross_validated": {name: error_statistics(held_out[m]) for name, m in _groups(rows).items() if not name.startswith("stack")} if cross_validation else None,
     }
+    if base:
+        spread = dict(base.spread)
+        for kind in ("families", "architectures"):
+            origin[kind] = sorted({*origin[kind], *base.origin.get(kind, [])})  # type: ignore[misc]
     calibration = Calibration(terms, spread, origin)
     width = np.array([calibration.interval(row.hardware, row.model, row.plan) for row in rows])
     report = _report(rows, fitted, width)
@@ -348,3 +354,12 @@ def _load_array(path: Path, key: str) -> np.ndarray:
         return value[key]
     except (ValueError, OSError, EOFError) as error:
         raise UserError(f"{path}: array {key!r} cannot be read ({error})") from None
+
+
+def a100_calibration() -> Calibration:
+    """The shipped calibration adapted to A100 runs of Megatron-LM in 2022 (see the file's `origin`)."""
+    from importlib import resources
+
+    path = resources.files("tenfold.planner").joinpath("assets", "calibration_a100.json")
+    with resources.as_file(path) as file:
+        return load_calibration(file)

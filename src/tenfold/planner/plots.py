@@ -36,12 +36,18 @@ def draw_timeline(axis: Axes, bars: list[Slice], title: str, labels: bool | None
     ranks = sorted({bar.rank for bar in bars})
     stages = 1 + max(action[1] for bar in bars for action in bar.actions)
     labels = len(bars) <= 200 if labels is None else labels
+    groups: dict[tuple[int, str, int], list[tuple[float, float]]] = {}
     for bar in bars:
         chunk = bar.actions[0][1] // max(1, len(ranks))
-        shade = 1.0 - 0.5 * chunk / max(1, stages // max(1, len(ranks)))
-        axis.barh(bar.rank, bar.end - bar.start, left=bar.start, height=0.86, color=COLOURS[category(bar)], alpha=shade, edgecolor="white", linewidth=0.3)
+        groups.setdefault((bar.rank, category(bar), chunk), []).append((bar.start, bar.end - bar.start))
         if labels and len(bar.actions) == 1:
             axis.text((bar.start + bar.end) / 2, bar.rank, str(bar.actions[0][2]), ha="center", va="center", fontsize=6, color="white")
+    many = len(bars) > 400
+    for (rank, kind, chunk), spans in groups.items():
+        shade = 1.0 - 0.5 * chunk / max(1, stages // max(1, len(ranks)))
+        axis.broken_barh(
+            spans, (rank - 0.43, 0.86), facecolors=COLOURS[kind], alpha=shade, edgecolors="white", linewidth=0.1 if many else 0.3, rasterized=many
+        )
     axis.set_yticks(ranks[:: max(1, len(ranks) // 16)])
     axis.set_ylim(max(ranks) + 0.6, -0.6)
     axis.set_ylabel("pipeline rank")
