@@ -106,6 +106,10 @@ class SearchResult:
         """Share of the feasible plans that score better than a closed-form throughput (0: the best)."""
         return float((self.scores > tokens_per_s).mean()) if len(self.scores) else 1.0
 
+    def rank_among_all(self, tokens_per_s: float) -> float:
+        """The same among all plans that were looked at; those that cannot run or do not fit count as worse."""
+        return float((self.scores > tokens_per_s).sum() / self.candidates)
+
     def rejected(self, limit: int | None = None) -> Iterator[Rejected]:
         """Every rejected plan with its reason and the smallest change that makes it work."""
         code = self._columns["code"]
@@ -132,6 +136,8 @@ def space_for(model: Model, cluster: Cluster, plan: Plan) -> Space:
     vpp = tuple(n for n in (1, 2, 3, 4, 5, 6, 8) if n == 1 or n * 2 <= model.layers)
     cp = (1,) if plan.seq <= 8192 else tuple(c for c in _powers(16) if plan.seq // c >= 2048)
     ep = tuple(e for e in _powers(min(model.experts, cluster.devices)) if model.experts % e == 0) if model.experts else (1,)
+    # Kernels that send a token once per node and forward inside it (DeepEP and its kin) exist for NVLink systems.
+    dispatch = DISPATCH if cluster.hardware.architecture in ("hopper", "blackwell") else ("flat", "hierarchical")
     return Space(
         tp=tp,
         pp=pp,
@@ -143,7 +149,7 @@ def space_for(model: Model, cluster: Cluster, plan: Plan) -> Space:
         schedule=("none", "1f1b", "interleaved", "zb-h1", "zb-v", "dualpipev", *(("adaptive",) if model.experts else ())),
         recompute=("none", "fine-grained", "full"),
         swap=(False, True),
-        dispatch=DISPATCH if model.experts and max(ep) * max(tp) > node else ("flat",),
+        dispatch=dispatch if model.experts and max(ep) * max(tp) > node else ("flat",),
     )
 
 
@@ -272,13 +278,17 @@ def score(model: Model, cluster: Cluster, plan: Plan, g: dict[str, np.ndarray], 
     layer = moe_f + moe_b if model.experts else u.dense_forward + u.dense_backward
     hold = np.where((p.chunked > 0) | (pp == 1), 0.0, 2.0 * u.send)
     total = s.moe_layers * (moe_f + moe_b) + s.dense_layers * (u.dense_forward + u.dense_backward)
-    total = total + s.mtp * (u.mtp_forward + u.mtp_backward) + u.head_forward + u.head_backward + u.embed_forward + u.embed_backward
-    last = u.head_forward + u.head_backward + s.mtp * (u.mtp_forward + u.mtp_backward)
+    mtp = u.mtp_forward + u.mtp_backward + ((moe_f + moe_b) - (u.moe_forward + u.moe_backward) if model.experts else 0.0)
+    total = total + s.mtp * mtp + u.head_forward + u.head_backward + u.embed_forward + u.embed_backward
+    last = u.head_forward + u.head_backward + s.mtp * mtp
     # No-op slots are taken from the rank of the head first.
     taken = np.minimum(missing, np.minimum(capacity * vpp, np.ceil(last / layer)))
     full_rank = (capacity * vpp - np.floor(np.maximum(missing - taken, 0.0) / np.maximum(pp - 1, 1))) * layer
     last_rank = (capacity * vpp - taken) * layer + last
     rank_time = np.maximum(np.maximum(full_rank, last_rank), total / pp) + hold
+    # Chunks of a rank take turns round by round, so a heavy last chunk holds up its round whatever the rank's other chunks weigh.
+    last_chunk = np.maximum(capacity - taken, 0.0) * layer + last
+    rank_time = rank_time + np.where(looped, np.maximum(last_chunk - capacity * layer, 0.0), 0.0)
     mean_time = total / pp + hold
     weight = (s.moe_layers * u.moe_weight + s.dense_layers * u.dense_weight) / pp
     chunk = mean_time / vpp
@@ -342,7 +352,6 @@ def score(model: Model, cluster: Cluster, plan: Plan, g: dict[str, np.ndarray], 
 
 
 def _plan_at(columns: dict[str, np.ndarray], index: int, plan: Plan) -> Plan:
-    layers_missing = None
     return plan.replace(
         tp=int(columns["tp"][index]),
         pp=int(columns["pp"][index]),
@@ -356,7 +365,7 @@ def _plan_at(columns: dict[str, np.ndarray], index: int, plan: Plan) -> Plan:
         swap=bool(columns["swap"][index]),
         dispatch=DISPATCH[int(columns["dispatch"][index])],
         fsdp=int(columns["fsdp"][index]),
-        noop_slots=layers_missing,
+        noop_slots=None,
     )
 
 
@@ -564,12 +573,12 @@ def shape_candidates(model: Model, tolerance: float = 0.03, hidden: Sequence[int
             unit = dataclasses.replace(base, experts=count, topk=k, moe_ffn=128, shared_ffn=128 * max(model.shared_experts, 0))
             flat = dataclasses.replace(unit, moe_ffn=0, shared_ffn=0)
             slope = (parameters(unit) - parameters(flat)) / 128
-            ffn = round((total - parameters(flat)) / slope / 64) * 64 if slope else 0
+            ffn = round((total - parameters(flat)) / slope / 16) * 16 if slope else 0
             shape = dataclasses.replace(base, experts=count, topk=k, moe_ffn=ffn, shared_ffn=ffn * model.shared_experts)
         else:
             unit, flat = dataclasses.replace(base, ffn=128), dataclasses.replace(base, ffn=0)
             slope = (parameters(unit) - parameters(flat)) / 128
-            ffn = round((total - parameters(flat)) / slope / 64) * 64
+            ffn = round((total - parameters(flat)) / slope / 16) * 16
             shape = dataclasses.replace(base, ffn=ffn)
         if ffn < 64 or abs(parameters(shape) / total - 1) > tolerance or abs(parameters(shape, active=True) / active - 1) > max(tolerance, 0.1):
             continue

@@ -81,6 +81,10 @@ def stage_times(stages: list[Stage], u: UnitSeconds, plan: Plan) -> StageTimes:
     forward = [total(s, u.dense_forward, u.moe_forward, u.mtp_forward, u.head_forward, u.embed_forward) + hold for s in stages]
     backward = [total(s, u.dense_backward, u.moe_backward, u.mtp_backward, u.head_backward, u.embed_backward) + hold for s in stages]
     weight = [total(s, u.dense_weight, u.moe_weight, u.mtp_weight, u.head_weight, 0.0) for s in stages]
-    pair_f = [total(s, u.dense_forward, u.moe_pair_forward, u.mtp_forward, u.head_forward, u.embed_forward) + hold for s in stages]
-    pair_b = [total(s, u.dense_backward, u.moe_pair_backward, u.mtp_backward, u.head_backward, u.embed_backward) + hold for s in stages]
+    # The MTP layer's experts pair as well; its head does not change.
+    moe = any(stage.moe for stage in stages)
+    mtp_f = u.mtp_forward + (u.moe_pair_forward - u.moe_forward if moe else 0.0)
+    mtp_b = u.mtp_backward + (u.moe_pair_backward - u.moe_backward if moe else 0.0)
+    pair_f = [total(s, u.dense_forward, u.moe_pair_forward, mtp_f, u.head_forward, u.embed_forward) + hold for s in stages]
+    pair_b = [total(s, u.dense_backward, u.moe_pair_backward, mtp_b, u.head_backward, u.embed_backward) + hold for s in stages]
     return StageTimes(forward, backward, weight, float(u.send), pair_f, pair_b)

@@ -110,9 +110,7 @@ def simulate(model: Model, cluster: Cluster, plan: Plan, calibration: Calibratio
     h = hardware_vector(cluster.hardware, plan.precision)
     c = calibration.resolve(cluster.hardware, model, plan)
     u = unit_seconds(shape_vector(model), h, p, c)
-    layer = float(u.moe_forward + u.moe_backward if model.experts else u.dense_forward + u.dense_backward)
-    head = float(u.head_forward + u.head_backward) / layer
-    mtp = float(u.mtp_forward + u.mtp_backward) / layer
+    head, mtp = stage_weights(model, plan, u)
     stages = partition(model, plan, head, mtp)
     times = stage_times(stages, u, plan)
     count = plan.microbatches(cluster.devices)
@@ -160,6 +158,15 @@ def simulate(model: Model, cluster: Cluster, plan: Plan, calibration: Calibratio
         stages=tuple(stages),
         times=times,
     )
+
+
+def stage_weights(model: Model, plan: Plan, u: UnitSeconds) -> tuple[float, float]:
+    """Cost of the head and of one MTP layer in layers, as `partition` weighs them."""
+    paired = plan.schedule in ("adaptive", "dualpipe", "dualpipev")
+    moe = u.moe_pair_forward + u.moe_pair_backward if paired else u.moe_forward + u.moe_backward
+    layer = float(moe if model.experts else u.dense_forward + u.dense_backward)
+    mtp = u.mtp_forward + u.mtp_backward - (u.moe_forward + u.moe_backward - moe if model.experts else 0.0)
+    return float(u.head_forward + u.head_backward) / layer, float(mtp) / layer
 
 
 def _with_recompute(times: StageTimes, memory: list[StageMemory], local: list[list[int]]) -> StageTimes:

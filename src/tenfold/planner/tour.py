@@ -15,7 +15,7 @@ _SHOWN = 32  # micro-batches in the picture; a step has 64
 def tour(workdir: Path) -> Station:
     """Run the station; it needs no files, so `workdir` stays empty."""
     answer = pangu()
-    found, place = pangu_search(simulate_best=60)
+    found, place, _ = pangu_search(simulate_best=60)
     best = found.best[0]
     panels = [
         plot_panel(
