@@ -243,47 +243,45 @@ def choose_items(sizes: tuple[float, ...], costs: tuple[float, ...], counts: tup
     lane = swap_budget / lanes if swap_budget > 0 else 1.0
     best = np.full((target + 1, lanes + (swap_budget > 0)), np.inf)
     best[0, :] = 0.0
-    decisions: list[tuple[int, int, bool, np.ndarray]] = []
+    # One decision per piece of an item (layers in powers of two): 0 keep, 1 recompute, 2 swap, for every state.
+    decisions: list[tuple[int, int, np.ndarray]] = []
+    rows = np.arange(target + 1)
     for index, (size, cost, count) in enumerate(zip(sizes, costs, counts, strict=True)):
         left, width = count, 1
         while left > 0:
             take = min(width, left)
             left -= take
             width *= 2
-            for swap in (False, True) if swap_budget > 0 else (False,):
-                gain = int(size * take / bucket)
-                if gain == 0:
-                    continue
-                price = 0.0 if swap else cost * take
-                lane_use = int(np.ceil(size * take / lane)) if swap else 0
+            gain = int(size * take / bucket)
+            if gain == 0:
+                continue
+            before = best[np.maximum(rows - gain, 0)]
+            choice = np.zeros(best.shape, dtype=np.int8)
+            result = best
+            for kind in (1, 2) if swap_budget > 0 else (1,):
+                lane_use = int(np.ceil(size * take / lane)) if kind == 2 else 0
                 if lane_use >= best.shape[1]:
                     continue
-                source = np.maximum(np.arange(target + 1) - gain, 0)
                 candidate = np.full_like(best, np.inf)
-                candidate[:, lane_use:] = best[source, : best.shape[1] - lane_use] + price
+                candidate[:, lane_use:] = before[:, : best.shape[1] - lane_use] + (cost * take if kind == 1 else 0.0)
                 candidate[0] = np.inf
-                better = candidate < best - 1e-15
-                best = np.where(better, candidate, best)
-                decisions.append((index, take if not swap else -take, swap, better))
+                better = candidate < result - 1e-15
+                result = np.where(better, candidate, result)
+                choice[better] = kind
+            best = result
+            decisions.append((index, take, choice))
     if not np.isfinite(best[target]).any():
         return None
-    # Recompute and swap of the same split are two decisions of which the walk back takes at most one per state.
     recompute, swapped = [0] * len(sizes), [0] * len(sizes)
     state, use = target, int(np.argmin(best[target]))
     total = float(best[target, use])
-    for index, take, swap, better in reversed(decisions):
-        if not better[state, use]:
+    for index, take, choice in reversed(decisions):
+        kind = int(choice[state, use])
+        if kind == 0:
             continue
-        amount = abs(take)
-        if swap:
-            swapped[index] += amount
-            use -= int(np.ceil(sizes[index] * amount / lane))
-        else:
-            recompute[index] += amount
-        state = max(state - int(sizes[index] * amount / bucket), 0)
-    over = [r + w > c for r, w, c in zip(recompute, swapped, counts, strict=True)]
-    if any(over):
-        recompute = [min(r, c - min(w, c)) for r, w, c in zip(recompute, swapped, counts, strict=True)]
+        (recompute if kind == 1 else swapped)[index] += take
+        use -= int(np.ceil(sizes[index] * take / lane)) if kind == 2 else 0
+        state = max(state - int(sizes[index] * take / bucket), 0)
     saved = sum(size * (r + w) for size, r, w in zip(sizes, recompute, swapped, strict=True))
     return Choice(tuple(recompute), tuple(swapped), saved, total, sum(size * w for size, w in zip(sizes, swapped, strict=True)))
 

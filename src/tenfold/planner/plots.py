@@ -56,7 +56,7 @@ def draw_timeline(axis: Axes, bars: list[Slice], title: str, labels: bool | None
     from matplotlib.patches import Patch
 
     kinds = [kind for kind in COLOURS if any(category(bar) == kind for bar in bars)]
-    axis.legend(handles=[Patch(color=COLOURS[kind], label=kind) for kind in kinds], fontsize=6, ncol=len(kinds), loc="upper right", framealpha=0.85)
+    axis.legend(handles=[Patch(color=COLOURS[kind], label=kind) for kind in kinds], fontsize=6, ncol=len(kinds), loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False)
 
 
 def timeline_figure(panels: list[tuple[str, list[Slice]]]) -> Figure:
