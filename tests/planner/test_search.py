@@ -71,7 +71,7 @@ def test_closed_form_scores_follow_the_event_simulation() -> None:
             pairs.append((closed_form_score(model, cluster, plan), simulate(model, cluster, plan).tokens_per_s_per_device))
     closed, event = np.array(pairs).T
     assert np.abs(closed / event - 1).max() < 0.06
-    assert abs(int(closed.argmax()) - int(event.argmax())) <= 1
+    assert event[closed.argmax()] >= 0.98 * event.max()
 
 
 def test_nothing_fits_is_said_with_the_nearest_plan() -> None:

@@ -286,9 +286,10 @@ def score(model: Model, cluster: Cluster, plan: Plan, g: dict[str, np.ndarray], 
     full_rank = (capacity * vpp - np.floor(np.maximum(missing - taken, 0.0) / np.maximum(pp - 1, 1))) * layer
     last_rank = (capacity * vpp - taken) * layer + last
     rank_time = np.maximum(np.maximum(full_rank, last_rank), total / pp) + hold
-    # Chunks of a rank take turns round by round, so a heavy last chunk holds up its round whatever the rank's other chunks weigh.
+    # Chunks of a rank take turns round by round, so a heavy last chunk holds up its round whatever the rank's other chunks weigh: fully where
+    # forward and backward are joined, by about two fifths where they alternate (seen in the event simulation).
     last_chunk = np.maximum(capacity - taken, 0.0) * layer + last
-    rank_time = rank_time + np.where(looped, np.maximum(last_chunk - capacity * layer, 0.0), 0.0)
+    rank_time = rank_time + np.where(looped, np.maximum(last_chunk - capacity * layer, 0.0), 0.0) * np.where(paired, 1.0, 0.4)
     mean_time = total / pp + hold
     weight = (s.moe_layers * u.moe_weight + s.dense_layers * u.dense_weight) / pp
     chunk = mean_time / vpp
