@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup tour test lint format docs bench clean
+.PHONY: help setup tour test lint format docs bench weights clean
 
 help:
 	@echo "make tour    run every system on its built-in input; the result is tour/index.html"
@@ -18,6 +18,7 @@ help:
 	@echo "make format  let ruff mend what it can"
 	@echo "make docs    fill tables and figures of the documents from results/"
 	@echo "make bench   run all benchmarks (long); they write results/benchmarks/"
+	@echo "make weights train the embedded weights anew (an hour; pictures through apt-get)"
 	@echo "make setup   only make $(VENV)"
 	@echo "PYTHON=python3.12 chooses the interpreter, JOBS=4 the number of test processes"
 
@@ -56,3 +57,9 @@ bench: $(STAMP)
 
 clean:
 	rm -rf $(VENV) tour build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# The embedded weights, anew (needs Debian's apt-get for the pictures, and an hour).
+weights: $(STAMP)
+	$(BIN)/python scripts/superres_images.py runs/superres-images
+	set -e; for scale in 2 4; do $(BIN)/tenfold superres train runs/superres-images/train -o runs/tenfold-x$$scale \
+		--recipe tenfold-x$$scale --validation runs/superres-images/validation; done

@@ -35,6 +35,7 @@ FURTHER = {
     "superres": {
         "resize.py": "MATLAB's bicubic, which data, evaluation and the start of training share",
         "pixels.py": "between files, Pillow, NumPy and torch on one side and float planes on the other",
+        "strips.py": "the whole network strip by strip: the result of the plain run in little memory",
         "tiling.py": "how an image that is too large is cut and put together again",
         "batch.py": "many files: which of them a run takes, what each becomes",
         "upscaling.py": "one file of a batch: which network, which size, pictures and films",

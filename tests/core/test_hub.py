@@ -1,6 +1,7 @@
 """Weights from the Hub: against a local server that answers as the Hub does, against the cache, against no network."""
 
 import hashlib
+import json
 import socket
 import threading
 import time
@@ -14,6 +15,8 @@ from tenfold.core import checkpoint, hub
 from tenfold.core.config import ModelEntry
 from tenfold.core.console import UserError
 
+COMMIT = "c0ffee" * 6 + "c0ff"
+
 
 class Hub(ThreadingHTTPServer):
     """The two requests of a download, HEAD and GET of /OWNER/NAME/resolve/REVISION/FILE, with the Hub's headers."""
@@ -23,6 +26,7 @@ class Hub(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.requests: list[str] = []
         self.failure: tuple[int, str] | None = None
+        self.pinned = ""
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def put(self, repo_id: str, name: str, content: bytes, revision: str = "main") -> None:
@@ -30,7 +34,7 @@ class Hub(ThreadingHTTPServer):
 
     @property
     def commit(self) -> str:
-        return hashlib.sha1(repr(sorted(self.files.items())).encode()).hexdigest()
+        return self.pinned or hashlib.sha1(repr(sorted(self.files.items())).encode()).hexdigest()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -44,6 +48,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, with_body: bool) -> None:
         self.server.requests.append(f"{self.command} {self.path}")
+        if self.path.startswith("/api/models/"):
+            return self._describe()
         content = self.server.files.get(self.path, b"")
         if self.server.failure or self.path not in self.server.files:
             owner_and_name = "/".join(self.path.split("/")[:3])
@@ -60,6 +66,22 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if with_body:
             self.wfile.write(content)
+
+    def _describe(self) -> None:
+        """What a whole repository's download asks first: the commit, then the list of files."""
+        owner, name, kind = self.path.split("?")[0].split("/")[3:6]
+        files = {path.split("/", 5)[5]: data for path, data in self.server.files.items() if f"/{owner}/{name}/" in path}
+        tree = [
+            {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+            for path, data in files.items()
+        ]
+        about = {"id": f"{owner}/{name}", "sha": self.server.commit, "siblings": []}
+        content = json.dumps(tree if kind == "tree" else about).encode()
+        self.send_response(self.server.failure[0] if self.server.failure else 200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
 
     def log_message(self, *_: object) -> None:
         """Keep the test's output clean."""
@@ -213,3 +235,25 @@ def test_a_host_that_never_answers_fails_within_the_limit(tmp_path, monkeypatch)
         with pytest.raises(UserError, match="hf download owner/net"):
             checkpoint.load("owner/net")
         assert time.monotonic() - start < 5
+
+
+def test_a_whole_folder_comes_without_pickles_and_then_works_offline(server, weights, pickled, monkeypatch):
+    server.pinned = COMMIT
+    for revision in ("main", COMMIT):
+        server.put("owner/sam", "config.json", b'{"model_type": "sam"}', revision)
+        server.put("owner/sam", "model.safetensors", weights, revision)
+        server.put("owner/sam", "pytorch_model.bin", pickled, revision)
+    folder = hub.fetch_folder("owner/sam")
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
+    server.failure = (503, "")
+    assert hub.fetch_folder("owner/sam") == folder
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert hub.fetch_folder("owner/sam") == folder
+    with pytest.raises(UserError, match="hf download owner/other"):
+        hub.fetch_folder("owner/other")
+
+
+def test_a_repository_without_config_is_no_model_folder(server, weights):
+    server.put("owner/net", "model.safetensors", weights)
+    with pytest.raises(UserError, match=r"no config\.json"):
+        hub.fetch_folder("owner/net")

@@ -24,10 +24,14 @@ _DISK_REASONS = {
 }
 
 
-def disk_error(path: Path, error: OSError) -> UserError:
+class DiskError(UserError):
+    """The file system refused a write; in a batch, the files that follow would fare no better."""
+
+
+def disk_error(path: Path, error: OSError) -> DiskError:
     """The one-line message for a write that the file system refused."""
     reason = _DISK_REASONS.get(error.errno or 0, error.strerror or str(error))
-    return UserError(f"cannot write {path}: {reason}")
+    return DiskError(f"cannot write {path}: {reason}")
 
 
 def make_folder(path: Path) -> Path:
@@ -37,6 +41,15 @@ def make_folder(path: Path) -> Path:
     except OSError as error:
         raise disk_error(path, error) from error
     return path
+
+
+def check_writable(folder: Path) -> None:
+    """Create a folder where there is none, and see that files can be made in it: before long work, not after."""
+    make_folder(folder)
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise disk_error(folder, error) from error
 
 
 @contextmanager

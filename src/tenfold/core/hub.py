@@ -8,7 +8,8 @@ from __future__ import annotations
 import errno
 import os
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tenfold.core.console import UserError
@@ -39,6 +40,10 @@ def cache_folder() -> str | None:
     return str(Path(home).expanduser() / "hub") if home else None
 
 
+class _UnreachableError(Exception):
+    """The Hub gave no answer that tells whether the file exists; the message is the reason."""
+
+
 def fetch(repo_id: str, filename: str, revision: str | None = None) -> Path | None:
     """Local path of one file of a Hub repository, downloaded if the cache does not hold its newest version.
 
@@ -55,7 +60,81 @@ def fetch(repo_id: str, filename: str, revision: str | None = None) -> Path | No
     Raises:
         UserError: no such repository, no access to it, or the Hub cannot be reached and the cache lacks the file.
     """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        with _plain_errors(repo_id, revision):
+            with suppress(EntryNotFoundError):  # the download below meets it too, and notes it in the cache
+                _ask(repo_id, filename, revision)
+            path = hf_hub_download(
+                repo_id,
+                filename,
+                revision=revision,
+                endpoint=_endpoint(),
+                cache_dir=cache_folder(),
+                etag_timeout=PROBE_SECONDS,
+            )
+            return Path(path)
+    except EntryNotFoundError:
+        return None
+    except _UnreachableError as error:
+        return _from_cache(repo_id, filename, revision, str(error))
+
+
+def fetch_folder(repo_id: str, revision: str | None = None) -> Path:
+    """Local folder with a repository's configuration, tokenizer and safetensors weights, as `transformers` reads it.
+
+    Pickled weights are left out. A folder in the cache is used as it is when the Hub cannot be reached.
+
+    Args:
+        repo_id: `owner/name`.
+        revision: branch, tag or commit; None is the main branch.
+
+    Raises:
+        UserError: as for `fetch`, or the repository has no config.json.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    config: Path | None = None
+    try:
+        with _plain_errors(repo_id, revision):
+            _ask(repo_id, "config.json", revision)
+            path = snapshot_download(
+                repo_id,
+                revision=revision,
+                endpoint=_endpoint(),
+                cache_dir=cache_folder(),
+                etag_timeout=PROBE_SECONDS,
+                allow_patterns=["*.json", "*.txt", "*.safetensors"],
+            )
+            return Path(path)
+    except EntryNotFoundError:
+        pass
+    except _UnreachableError as error:
+        config = _from_cache(repo_id, "config.json", revision, str(error))
+    if config is None:
+        raise UserError(f"Hub model {repo_id} has no config.json: it is not a model that transformers can load")
+    return config.parent
+
+
+def _endpoint() -> str | None:
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
+
+
+def _ask(repo_id: str, filename: str, revision: str | None) -> None:
+    """One plain request: the download functions alone retry an unreachable host for 23 s."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    if is_offline():
+        raise _UnreachableError("HF_HUB_OFFLINE is set")
+    get_hf_file_metadata(hf_hub_url(repo_id, filename, revision=revision, endpoint=_endpoint()), timeout=PROBE_SECONDS)
+
+
+@contextmanager
+def _plain_errors(repo_id: str, revision: str | None) -> Iterator[None]:
+    """Turn what huggingface_hub raises into UserError or _UnreachableError; EntryNotFoundError passes."""
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -64,23 +143,10 @@ def fetch(repo_id: str, filename: str, revision: str | None = None) -> Path | No
         RevisionNotFoundError,
     )
 
-    if is_offline():
-        return _from_cache(repo_id, filename, revision, "HF_HUB_OFFLINE is set")
-    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
     try:
-        # hf_hub_download alone retries an unreachable host for 23 s; one plain request answers at once.
-        url = hf_hub_url(repo_id, filename, revision=revision, endpoint=endpoint)
-        with suppress(EntryNotFoundError):  # the download below meets it too, and notes it in the cache
-            get_hf_file_metadata(url, timeout=PROBE_SECONDS)
-        path = hf_hub_download(
-            repo_id,
-            filename,
-            revision=revision,
-            endpoint=endpoint,
-            cache_dir=cache_folder(),
-            etag_timeout=PROBE_SECONDS,
-        )
-        return Path(path)
+        yield
+    except (EntryNotFoundError, _UnreachableError):
+        raise
     except GatedRepoError:
         raise UserError(
             f"Hub model {repo_id} asks for its licence to be accepted: accept it on the model's page, "
@@ -92,17 +158,14 @@ def fetch(repo_id: str, filename: str, revision: str | None = None) -> Path | No
         ) from None
     except RevisionNotFoundError:
         raise UserError(f"Hub model {repo_id} has no revision {revision!r}: see its page for those it has") from None
-    except EntryNotFoundError:
-        return None
     except HfHubHTTPError as error:
-        reason = f"the Hub answered with status {error.response.status_code}"
+        raise _UnreachableError(f"the Hub answered with status {error.response.status_code}") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise disk_error(Path(cache_folder() or "the Hub cache"), error) from error
-        reason = _first_line(error)
+        raise _UnreachableError(_first_line(error)) from error
     except Exception as error:  # huggingface_hub has changed its HTTP library twice: name none of that library's errors
-        reason = _first_line(error)
-    return _from_cache(repo_id, filename, revision, reason)
+        raise _UnreachableError(_first_line(error)) from error
 
 
 def _from_cache(repo_id: str, filename: str, revision: str | None, reason: str) -> Path | None:

@@ -239,7 +239,10 @@ def load_model(name_or_path: str, device: str | torch.device = "cpu", config: Ma
 
 def build(loaded: checkpoint.Checkpoint, given: Mapping[str, Any] | None = None) -> HiT:
     """A network in evaluation mode from tensors in the official layout."""
-    config = infer_config(loaded.tensors, {**(loaded.config or {}), **(given or {})})
+    try:
+        config = infer_config(loaded.tensors, {**(loaded.config or {}), **(given or {})})
+    except UserError as error:
+        raise UserError(f"{loaded.origin}: {error}") from None
     model = HiT(config)
     checkpoint.load_into(model, to_ours(loaded.tensors), loaded.origin)
     return model.eval()

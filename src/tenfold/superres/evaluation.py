@@ -6,7 +6,7 @@ RCAN's released Set5 outputs score what its paper prints under this code, so it 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from statistics import fmean
@@ -20,6 +20,8 @@ from tenfold.superres.resize import Border, imresize_matlab
 
 Upscale = Callable[[np.ndarray], np.ndarray]
 """Low-res HxWx3 uint8 RGB in, s*H x s*W x 3 uint8 RGB out."""
+Distance = Callable[[np.ndarray, np.ndarray], float]
+"""A distance between two HxWx3 uint8 RGB images."""
 
 
 def rgb_to_y(image: np.ndarray) -> np.ndarray:
@@ -209,6 +211,7 @@ def evaluate_pairs(
     scale: int,
     super_res: Path | str | None = None,
     border: Border = "mirror",
+    perceptual: Distance | None = None,
 ) -> EvaluationResult:
     """Score an upscaler, or a folder of finished outputs, against ground truth.
 
@@ -219,6 +222,7 @@ def evaluate_pairs(
         scale: upscaling factor; also the width in pixels of the border that is not scored.
         super_res: folder of finished outputs to score instead of running `upscale`.
         border: border convention of low-res images that are made here.
+        perceptual: a further distance, given as `lpips` (see `load_lpips`); over the whole picture, border included.
 
     Returns:
         Scores per image and their mean. Ground truth is cropped top-left to low-res size x scale.
@@ -241,10 +245,43 @@ def evaluate_pairs(
                 _check_fit(pair, reference, (source.shape[0] * scale, source.shape[1] * scale), scale)
                 output = upscale(source)
             _check_fit(pair, reference, output.shape[:2], scale)
-            rows.append(score_image(pair.name, output, reference[: output.shape[0], : output.shape[1]], scale))
+            reference = reference[: output.shape[0], : output.shape[1]]
+            score = score_image(pair.name, output, reference, scale)
+            rows.append(replace(score, lpips=perceptual(output, reference)) if perceptual else score)
             bar.advance(note=f"{pair.name} {rows[-1].psnr_y:.2f} dB")
     origin = str(super_res or low_res or f"made by imresize_matlab, {border} border")
     return EvaluationResult(scale=scale, low_res=origin, images=tuple(rows), mean=_mean(rows))
+
+
+def load_lpips(device: str = "cpu") -> Distance:
+    """LPIPS (Zhang et al. 2018) with AlexNet, from the `lpips` package, which is no part of the base install.
+
+    Raises:
+        UserError: the package is missing, or its AlexNet weights are neither in torch's cache nor to be downloaded.
+    """
+    import torch
+
+    from tenfold.core.devices import resolve_device
+
+    try:
+        import lpips
+    except ModuleNotFoundError:
+        raise UserError("--lpips: the package is not installed; pip install lpips") from None
+    target = resolve_device(device)
+    try:
+        network = lpips.LPIPS(net="alex", verbose=False).to(target).eval()
+    except (OSError, RuntimeError) as error:  # URLError is an OSError; a broken download is a RuntimeError
+        raise UserError(
+            "--lpips: cannot get the AlexNet weights (torchvision's alexnet-owt-7be5be79.pth, 244 MB); with a network "
+            f"they are downloaded once into {torch.hub.get_dir()}/checkpoints ({error})"
+        ) from None
+
+    @torch.no_grad()
+    def distance(image: np.ndarray, reference: np.ndarray) -> float:
+        pair = (torch.from_numpy(array).permute(2, 0, 1)[None].to(target) / 127.5 - 1 for array in (image, reference))
+        return float(network(*pair))
+
+    return distance
 
 
 def _read_rgb8(path: Path) -> np.ndarray:

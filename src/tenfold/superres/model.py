@@ -146,6 +146,10 @@ class SpatialChannelCorrelation(nn.Module):
         Returns:
             N x L x C.
         """
+        if torch.is_autocast_enabled(windows.device.type):
+            # Sums over a window of 4096 pixels overflow in fp16: the black images of the official code's issue 1.
+            with torch.autocast(windows.device.type, enabled=False):
+                return self.correlate(windows.float())
         count, area, channels = windows.shape
         half = channels // 2
         q, v = windows[..., :half], windows[..., half:]
@@ -207,6 +211,10 @@ class PositionBias(nn.Module):
 
     def forward(self) -> Tensor:
         """The bias, heads x M x L; outside of training it is computed once and kept until a weight changes."""
+        device = self.pos_proj.weight.device.type
+        if torch.is_autocast_enabled(device):  # offsets reach 63, and a kept bias must serve every precision
+            with torch.autocast(device, enabled=False):
+                return self.forward()
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.compute()
         state = tuple((p.data_ptr(), p._version, p.dtype) for p in self.parameters())

@@ -223,6 +223,7 @@ def train(
         device=device,
     )
     if result.finished:
+        # Read back: the weights on the disk are the averaged ones, where an average is kept.
         checkpoint.load_into(model, checkpoint.load_file(result.weights).tensors, str(result.weights))
         save_model(run_dir / f"hit-{model_config.variant}-x{model_config.scale}.safetensors", model, metadata)
     else:
