@@ -18,7 +18,22 @@ from tenfold import cli
 from tenfold.core import console
 from tenfold.planner.cli import VERBS
 
-LLAMA = ["--model", "llama3-8b", "--hardware", "h100", "--devices", "64", "--tp", "2", "--pp", "4", "--gbs", "64", "--seq", "4096"]
+LLAMA = [
+    "--model",
+    "llama3-8b",
+    "--hardware",
+    "h100",
+    "--devices",
+    "64",
+    "--tp",
+    "2",
+    "--pp",
+    "4",
+    "--gbs",
+    "64",
+    "--seq",
+    "4096",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -69,8 +84,24 @@ def test_a_user_defined_sheet(capsys: pytest.CaptureFixture[str], tmp_path: Path
 
 def test_search_reports_reasons_and_writes_the_rejected(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     answer = run_json(
-        capsys, "search", "--model", "llama3-8b", "--hardware", "h100", "--devices", 32, "--gbs", 64, "--top", 3, "--simulate-best", 10, "--processes", 1,
-        "--rejected", tmp_path / "rejected.csv",
+        capsys,
+        "search",
+        "--model",
+        "llama3-8b",
+        "--hardware",
+        "h100",
+        "--devices",
+        32,
+        "--gbs",
+        64,
+        "--top",
+        3,
+        "--simulate-best",
+        10,
+        "--processes",
+        1,
+        "--rejected",
+        tmp_path / "rejected.csv",
     )
     assert len(answer["best"]) == 3 and answer["reasons"]
     assert (tmp_path / "rejected.csv").read_text().startswith("plan,reason,smallest change")
@@ -78,7 +109,23 @@ def test_search_reports_reasons_and_writes_the_rejected(capsys: pytest.CaptureFi
 
 def test_shape_compare_memory_and_export(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     answer = run_json(
-        capsys, "shape", "--model", "llama3-8b", "--hardware", "h100", "--devices", 32, "--gbs", 64, "--hidden", 4096, "--layers", 32, 40, "--processes", 1
+        capsys,
+        "shape",
+        "--model",
+        "llama3-8b",
+        "--hardware",
+        "h100",
+        "--devices",
+        32,
+        "--gbs",
+        64,
+        "--hidden",
+        4096,
+        "--layers",
+        32,
+        40,
+        "--processes",
+        1,
     )
     assert answer["tried"] == 2 and len(answer["best"]) == 2
     for name, pp in (("a", 2), ("b", 4)):
@@ -87,12 +134,35 @@ def test_shape_compare_memory_and_export(capsys: pytest.CaptureFixture[str], tmp
     assert [one["plan"]["pp"] for one in both] == [2, 4]
     memory = run_json(capsys, "memory", *LLAMA, "--output", tmp_path / "memory.png")
     assert len(memory["memory"]) == 4 and (tmp_path / "memory.png").stat().st_size > 1000
-    for framework, flag in (("megatron", "--tensor-model-parallel-size 2"), ("mindspeed", "--pipeline-model-parallel-size 4"), ("torchtitan", "--parallelism.tensor_parallel_degree 2")):
+    for framework, flag in (
+        ("megatron", "--tensor-model-parallel-size 2"),
+        ("mindspeed", "--pipeline-model-parallel-size 4"),
+        ("torchtitan", "--parallelism.tensor_parallel_degree 2"),
+    ):
         assert flag in run_json(capsys, "export", framework, *LLAMA)["flags"]
     flags = run_json(
-        capsys, "export", "mindspeed", "--tp", 8, "--pp", 16, "--vpp", 2, "--ep", 4, "--tp-extend-ep", "--mbs", 2, "--gbs", 6144, "--dispatch", "hierarchical"
+        capsys,
+        "export",
+        "mindspeed",
+        "--tp",
+        8,
+        "--pp",
+        16,
+        "--vpp",
+        2,
+        "--ep",
+        4,
+        "--tp-extend-ep",
+        "--mbs",
+        2,
+        "--gbs",
+        6144,
+        "--dispatch",
+        "hierarchical",
     )["flags"]
-    assert "--moe-tp-extend-ep" in flags and "--moe-hierarchical-alltoallv" in flags and "--noop-layers 61,62,63" in flags
+    assert (
+        "--moe-tp-extend-ep" in flags and "--moe-hierarchical-alltoallv" in flags and "--noop-layers 61,62,63" in flags
+    )
 
 
 @pytest.mark.parametrize("name", ["step.json", "step.pftrace", "step.png", "step.svg", "step.html"])
@@ -102,7 +172,9 @@ def test_trace_writes_every_form(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert (tmp_path / name).stat().st_size > 500
 
 
-def test_calibrate_and_validate_own_rows(capsys: pytest.CaptureFixture[str], tmp_path: Path, planner_data: Path) -> None:
+def test_calibrate_and_validate_own_rows(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, planner_data: Path
+) -> None:
     rows = planner_data / "korthikanti_a100.csv"
     fitted = run_json(capsys, "calibrate", rows, "--base", "shipped", "--output", tmp_path / "mine.json")
     assert fitted["groups"]["all"]["median"] < 0.04
@@ -122,7 +194,13 @@ def test_placement_of_recorded_loads(capsys: pytest.CaptureFixture[str], tmp_pat
 
 
 def test_import_of_a_hugging_face_config(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    shape = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8}
+    shape = {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+    }
     (tmp_path / "config.json").write_text(json.dumps({**shape, "vocab_size": 128256, "model_type": "llama"}))
     answer = run_json(capsys, "import-hf", tmp_path / "config.json", "--output", tmp_path / "shape.yaml")
     assert answer["parameters"] == 8030261248
@@ -133,11 +211,27 @@ def test_import_of_a_hugging_face_config(capsys: pytest.CaptureFixture[str], tmp
 def test_profile_writes_a_sheet_that_simulate_reads(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     answer = run_json(capsys, "profile", "--device", "cpu", "--seconds", "0.2", "--output", tmp_path / "here.yaml")
     assert answer["tflops"] > 0
-    assert run_json(capsys, "simulate", *LLAMA[:2], "--hardware", tmp_path / "here.yaml", *LLAMA[4:], "--memory-limit-gib", "80")
+    assert run_json(
+        capsys, "simulate", *LLAMA[:2], "--hardware", tmp_path / "here.yaml", *LLAMA[4:], "--memory-limit-gib", "80"
+    )
 
 
 def test_over_memory_is_an_error_unless_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
-    plan = ["simulate", "--model", "llama3-70b", "--hardware", "h100", "--devices", 64, "--tp", 2, "--pp", 4, "--gbs", 64]
+    plan = [
+        "simulate",
+        "--model",
+        "llama3-70b",
+        "--hardware",
+        "h100",
+        "--devices",
+        64,
+        "--tp",
+        2,
+        "--pp",
+        4,
+        "--gbs",
+        64,
+    ]
     status, _, err = run(capsys, *plan)
     assert status == 2 and "smallest change that fits" in err
     status, out, _ = run(capsys, *plan, "--over-memory")
@@ -148,8 +242,44 @@ def test_over_memory_is_an_error_unless_asked_for(capsys: pytest.CaptureFixture[
 @given(
     verb=st.sampled_from(["simulate", "memory", "export"]),
     values=st.dictionaries(
-        st.sampled_from(["--tp", "--pp", "--vpp", "--ep", "--mbs", "--gbs", "--devices", "--seq", "--model", "--hardware", "--schedule", "--precision"]),
-        st.sampled_from(["0", "-3", "1", "2", "7", "8", "64", "1000", "99999999999", "nan", "1.5", "", "llama3-8b", "h100", "zb-v", "fp8", "nonsense", "🦙"]),
+        st.sampled_from(
+            [
+                "--tp",
+                "--pp",
+                "--vpp",
+                "--ep",
+                "--mbs",
+                "--gbs",
+                "--devices",
+                "--seq",
+                "--model",
+                "--hardware",
+                "--schedule",
+                "--precision",
+            ]
+        ),
+        st.sampled_from(
+            [
+                "0",
+                "-3",
+                "1",
+                "2",
+                "7",
+                "8",
+                "64",
+                "1000",
+                "99999999999",
+                "nan",
+                "1.5",
+                "",
+                "llama3-8b",
+                "h100",
+                "zb-v",
+                "fp8",
+                "nonsense",
+                "🦙",
+            ]
+        ),
         max_size=6,
     ),
 )
@@ -158,7 +288,9 @@ def test_no_argument_makes_a_traceback(verb: str, values: dict[str, str]) -> Non
     import io
 
     cli.ROOMS.setdefault("planner", "planner")
-    arguments = [part for pair in values.items() for part in pair] + (["--gbs", "6144"] if "--gbs" not in values else [])
+    arguments = [part for pair in values.items() for part in pair] + (
+        ["--gbs", "6144"] if "--gbs" not in values else []
+    )
     err = io.StringIO()
     with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
         status = cli.main(["planner", verb, *(["megatron"] if verb == "export" else []), *arguments])

@@ -53,7 +53,9 @@ def test_the_knapsack_is_exact(data: st.DataObject, count: int) -> None:
     costs = data.draw(st.lists(st.integers(0, 20), min_size=count, max_size=count))
     need = data.draw(st.integers(1, sum(sizes) + 3))
     expected = brute_force(sizes, costs, need)
-    answer = choose_items(tuple(float(s * BUCKET) for s in sizes), tuple(float(c) for c in costs), (1,) * count, float(need * BUCKET), 0.0)
+    answer = choose_items(
+        tuple(float(s * BUCKET) for s in sizes), tuple(float(c) for c in costs), (1,) * count, float(need * BUCKET), 0.0
+    )
     if expected is None:
         assert answer is None
         return
@@ -83,7 +85,9 @@ def test_swap_never_moves_more_than_its_budget_nor_an_item_twice(data: st.DataOb
 def test_fine_grained_recompute_fits_what_would_not_fit() -> None:
     model, cluster = Model.preset("pangu-ultra-moe"), Cluster.preset("ascend-800t-a2", 6144)
     plan = Plan(tp=8, pp=16, vpp=2, ep=4, tp_extend_ep=True, mbs=2, gbs=6144, seq=8192)
-    plain, chosen, whole = (simulate(model, cluster, plan.replace(recompute=policy)) for policy in ("none", "fine-grained", "full"))
+    plain, chosen, whole = (
+        simulate(model, cluster, plan.replace(recompute=policy)) for policy in ("none", "fine-grained", "full")
+    )
     assert not plain.fits
     assert chosen.fits and whole.fits
     assert whole.peak_memory_gib < chosen.peak_memory_gib <= chosen.memory_limit_gib < plain.peak_memory_gib

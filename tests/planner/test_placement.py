@@ -92,7 +92,9 @@ def test_a_migration_that_gains_too_little_is_not_made() -> None:
     assert planner.device_of_expert.tolist() == [[0, 0, 1, 1]]
 
 
-@pytest.mark.parametrize("bad", [np.array([1.0, np.nan]), np.array([1.0, -1.0]), np.array([np.inf, 1.0]), np.array(["a", "b"])])
+@pytest.mark.parametrize(
+    "bad", [np.array([1.0, np.nan]), np.array([1.0, -1.0]), np.array([np.inf, 1.0]), np.array(["a", "b"])]
+)
 def test_loads_that_are_no_loads_are_refused(bad: np.ndarray) -> None:
     with pytest.raises(UserError, match="loads"):
         placement.place_greedy(bad, 2)
@@ -127,8 +129,16 @@ def test_token_copies_equal_the_recorded_counts(planner_data: Path) -> None:
 
 
 def test_expected_copies_show_where_each_dispatch_wins() -> None:
-    assert [round(float(expected_copies_per_token(d, 8, 4)), 1) for d in ("flat", "hierarchical", "dedup")] == [6.0, 3.0, 2.7]
-    assert [round(float(expected_copies_per_token(d, 8, 8)), 1) for d in ("flat", "hierarchical", "dedup")] == [7.0, 7.0, 4.6]
+    assert [round(float(expected_copies_per_token(d, 8, 4)), 1) for d in ("flat", "hierarchical", "dedup")] == [
+        6.0,
+        3.0,
+        2.7,
+    ]
+    assert [round(float(expected_copies_per_token(d, 8, 8)), 1) for d in ("flat", "hierarchical", "dedup")] == [
+        7.0,
+        7.0,
+        4.6,
+    ]
 
 
 @settings(max_examples=20, deadline=None)

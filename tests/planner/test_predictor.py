@@ -52,12 +52,16 @@ def test_better_hardware_is_never_slower(field: str, factor: float, tp: int, pp:
     better = dataclasses.replace(sheet, **{field: getattr(sheet, field) * factor})
     plan = Plan(tp=tp, pp=pp, gbs=64, seq=4096, recompute="full")
     model = Model.preset("llama3-8b")
-    assert simulate(model, Cluster(better, 64), plan).step_seconds <= simulate(model, Cluster(sheet, 64), plan).step_seconds * (1 + 1e-9)
+    assert simulate(model, Cluster(better, 64), plan).step_seconds <= simulate(
+        model, Cluster(sheet, 64), plan
+    ).step_seconds * (1 + 1e-9)
 
 
 def test_hiding_the_all_to_all_pays() -> None:
     plan = PUBLISHED.replace(recompute="full", swap=False)
-    shown, hidden = (run("pangu-ultra-moe", "ascend-800t-a2", 6144, plan.replace(schedule=s)) for s in ("interleaved", "adaptive"))
+    shown, hidden = (
+        run("pangu-ultra-moe", "ascend-800t-a2", 6144, plan.replace(schedule=s)) for s in ("interleaved", "adaptive")
+    )
     assert hidden.tokens_per_s_per_device > shown.tokens_per_s_per_device
     assert shown.all_to_all_hidden < 0.5 < 0.9 < hidden.all_to_all_hidden
 
@@ -126,7 +130,11 @@ def test_intervals_widen_for_unknown_stacks_and_hardware() -> None:
 
 @pytest.mark.parametrize(
     ("stack", "family", "year"),
-    [("megatron-bridge-25.11", "megatron-bridge", 2025 + 10 / 12), ("megatron-2021/22", "megatron", 2021.4), ("house", "house", 2024.5)],
+    [
+        ("megatron-bridge-25.11", "megatron-bridge", 2025 + 10 / 12),
+        ("megatron-2021/22", "megatron", 2021.4),
+        ("house", "house", 2024.5),
+    ],
 )
 def test_stack_names_give_family_and_year(stack: str, family: str, year: float) -> None:
     found, when = stack_release(stack)
@@ -140,8 +148,16 @@ BAD_PLANS = [
     ({}, {"tp": 64, "pp": 1, "vpp": 1}, "tp: 64 does not divide heads = 32: nearest 4, 8, 16, 32"),
     ({"model": "qwen3-30b-a3b"}, {"ep": 3}, "ep: 128 experts are not divisible by ep = 3: nearest 1, 2, 4, 8"),
     ({"model": "qwen3-30b-a3b"}, {"tp": 1, "ep": 64, "pp": 4}, "ep: the expert grid pp\\*ep\\*etp = 4\\*64\\*1 = 256"),
-    ({"model": "pangu-pro-moe"}, {"ep": 16, "tp_extend_ep": True, "tp": 8}, "ep: 64 experts are not divisible by tp\\*ep = 8\\*16 = 128: nearest 8, 16, 32, 64"),
-    ({"model": "llama3-405b"}, {"tp": 8, "pp": 8, "vpp": 1}, "layers: 126 layers do not divide over pp\\*vpp = 8\\*1 = 8 stages: set noop_slots = 2"),
+    (
+        {"model": "pangu-pro-moe"},
+        {"ep": 16, "tp_extend_ep": True, "tp": 8},
+        "ep: 64 experts are not divisible by tp\\*ep = 8\\*16 = 128: nearest 8, 16, 32, 64",
+    ),
+    (
+        {"model": "llama3-405b"},
+        {"tp": 8, "pp": 8, "vpp": 1},
+        "layers: 126 layers do not divide over pp\\*vpp = 8\\*1 = 8 stages: set noop_slots = 2",
+    ),
     ({}, {"gbs": 66}, "gbs: 66 is not divisible by dp\\*mbs = 4\\*1 = 4: nearest 64, 68"),
     ({}, {"gbs": 8, "vpp": 1}, "microbatches: schedule '1f1b' needs at least pp = 4, found 2"),
     ({}, {"gbs": 24}, "microbatches: schedule 'interleaved' needs a multiple of pp = 4, found 6: nearest 4, 8"),
@@ -193,11 +209,29 @@ def test_a_plan_over_the_memory_names_rank_item_and_the_smallest_change() -> Non
     fields=st.fixed_dictionaries(
         {},
         optional={
-            **{f: st.integers(-1, 40) | st.sampled_from([1, 2, 4, 8]) for f in ("tp", "cp", "pp", "vpp", "ep", "etp", "mbs", "fsdp", "noop_slots")},
+            **{
+                f: st.integers(-1, 40) | st.sampled_from([1, 2, 4, 8])
+                for f in ("tp", "cp", "pp", "vpp", "ep", "etp", "mbs", "fsdp", "noop_slots")
+            },
             "gbs": st.integers(-1, 5000) | st.sampled_from([256, 1024]),
             "seq": st.integers(-1, 10000) | st.sampled_from([4096, 1 << 40]),
             "precision": st.sampled_from(["bf16", "fp8", "mxfp8", "fp16", "int8", ""]),
-            "schedule": st.sampled_from(["auto", "none", "gpipe", "1f1b", "interleaved", "zb-h1", "interleaved-zb", "zb-v", "dualpipe", "dualpipev", "adaptive", "x"]),
+            "schedule": st.sampled_from(
+                [
+                    "auto",
+                    "none",
+                    "gpipe",
+                    "1f1b",
+                    "interleaved",
+                    "zb-h1",
+                    "interleaved-zb",
+                    "zb-v",
+                    "dualpipe",
+                    "dualpipev",
+                    "adaptive",
+                    "x",
+                ]
+            ),
             "recompute": st.sampled_from(["none", "selective", "fine-grained", "moe", "full", "nothing"]),
             "dispatch": st.sampled_from(["flat", "dedup", "hierarchical", "round"]),
             "tp_extend_ep": st.booleans(),

@@ -22,7 +22,9 @@ def unit_times(stages: int, chunks: int) -> StageTimes:
     return StageTimes([unit] * stages, [2 * unit] * stages, [unit] * stages)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['schedule']}-{case['pp']}-{case['v']}-{case['microbatches']}")
+@pytest.mark.parametrize(
+    "case", CASES, ids=lambda case: f"{case['schedule']}-{case['pp']}-{case['v']}-{case['microbatches']}"
+)
 def test_recorded_timelines_are_reproduced(case: dict) -> None:
     name, pp, v, count = OUR_NAME.get(case["schedule"], case["schedule"]), case["pp"], case["v"], case["microbatches"]
     order = schedules.generate(name, pp, v, count)
@@ -76,7 +78,9 @@ def brute_force(name: str, pp: int, v: int, count: int, times: StageTimes) -> fl
 
 @settings(max_examples=40, deadline=None)
 @given(
-    name=st.sampled_from(["gpipe", "1f1b", "interleaved", "zb-h1", "interleaved-zb", "zb-v", "dualpipev", "dualpipe", "adaptive"]),
+    name=st.sampled_from(
+        ["gpipe", "1f1b", "interleaved", "zb-h1", "interleaved-zb", "zb-v", "dualpipev", "dualpipe", "adaptive"]
+    ),
     half=st.integers(1, 2),
     extra=st.integers(0, 2),
     data=st.data(),
@@ -163,9 +167,14 @@ def test_orders_agree_with_torch() -> None:
                 stub.rank = rank
                 actions = [a for a in stub._calculate_single_rank_operations(rank) if a is not None]
                 parts = [a.sub_actions or (a,) for a in actions]
-                words = [tuple((_kind(str(x.computation_type)), x.stage_index, x.microbatch_index) for x in one) for one in parts]
+                words = [
+                    tuple((_kind(str(x.computation_type)), x.stage_index, x.microbatch_index) for x in one)
+                    for one in parts
+                ]
                 assert ours[rank] == words
 
 
 def _kind(word: str) -> str:
-    return {"FORWARD": "F", "FULL_BACKWARD": "B", "BACKWARD_INPUT": "I", "BACKWARD_WEIGHT": "W"}.get(word.split(".")[-1], word)
+    return {"FORWARD": "F", "FULL_BACKWARD": "B", "BACKWARD_INPUT": "I", "BACKWARD_WEIGHT": "W"}.get(
+        word.split(".")[-1], word
+    )

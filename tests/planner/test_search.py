@@ -31,7 +31,11 @@ def test_the_best_plans_run_fit_and_are_in_order(found: layout_search.SearchResu
 
 
 def test_no_hand_made_plan_beats_the_search(found: layout_search.SearchResult) -> None:
-    for plan in (SMALL.replace(tp=8, pp=4, vpp=5, recompute="fine-grained"), SMALL.replace(tp=4, pp=8, recompute="full"), SMALL.replace(tp=8, pp=2, recompute="full")):
+    for plan in (
+        SMALL.replace(tp=8, pp=4, vpp=5, recompute="fine-grained"),
+        SMALL.replace(tp=4, pp=8, recompute="full"),
+        SMALL.replace(tp=8, pp=2, recompute="full"),
+    ):
         estimate = simulate(found.best[0].model, Cluster.preset("h100", 64), plan)
         if estimate.fits:
             assert estimate.tokens_per_s_per_device <= found.best[0].tokens_per_s_per_device * 1.001
@@ -56,8 +60,16 @@ def test_the_change_that_fits_makes_the_closed_form_fit(found: layout_search.Sea
         tried += 1
         plan = layout_search._plan_at(columns, int(index), context["plan"])
         name, _, value = words.partition(" ")
-        changes = {"recompute": value.split(" with ")[0], "swap": "swap" in value} if name == "recompute" else {name: int(value)}
-        estimate = simulate(found.best[0].model, context["cluster"], layout_search._with_slots(found.best[0].model, plan.replace(**changes)))
+        changes = (
+            {"recompute": value.split(" with ")[0], "swap": "swap" in value}
+            if name == "recompute"
+            else {name: int(value)}
+        )
+        estimate = simulate(
+            found.best[0].model,
+            context["cluster"],
+            layout_search._with_slots(found.best[0].model, plan.replace(**changes)),
+        )
         assert estimate.peak_memory_gib <= 1.1 * estimate.memory_limit_gib, words
     assert tried > 5
 
@@ -68,7 +80,9 @@ def test_closed_form_scores_follow_the_event_simulation() -> None:
     for tp in (2, 4, 8):
         for pp, vpp in ((2, 1), (4, 1), (4, 2), (8, 1), (8, 2)):
             plan = SMALL.replace(tp=tp, pp=pp, vpp=vpp, recompute="full")
-            pairs.append((closed_form_score(model, cluster, plan), simulate(model, cluster, plan).tokens_per_s_per_device))
+            pairs.append(
+                (closed_form_score(model, cluster, plan), simulate(model, cluster, plan).tokens_per_s_per_device)
+            )
     closed, event = np.array(pairs).T
     assert np.abs(closed / event - 1).max() < 0.06
     assert event[closed.argmax()] >= 0.98 * event.max()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -81,8 +82,10 @@ def test_the_protobuf_holds_every_slice_in_order() -> None:
     assert sorted(spans) == [100, 101, 102, 103]
     expected = check_chrome_trace(chrome_trace(bars()))
     for track, pieces in spans.items():
-        assert all(one[1] <= two[0] for one, two in zip(pieces, pieces[1:], strict=False))
-        assert sum(end - start for start, end in pieces) / 1e9 == pytest.approx(expected.busy_seconds[track - 100], abs=1e-6)
+        assert all(one[1] <= two[0] for one, two in itertools.pairwise(pieces))
+        assert sum(end - start for start, end in pieces) / 1e9 == pytest.approx(
+            expected.busy_seconds[track - 100], abs=1e-6
+        )
 
 
 def test_files_are_written_by_suffix(tmp_path: Path) -> None:
@@ -95,7 +98,9 @@ def test_files_are_written_by_suffix(tmp_path: Path) -> None:
 
 
 def test_the_timeline_ends_when_the_pipeline_does() -> None:
-    estimate = simulate(Model.preset("llama3-8b"), Cluster.preset("h100", 16), Plan(pp=4, vpp=2, gbs=32, seq=8192, recompute="full"))
+    estimate = simulate(
+        Model.preset("llama3-8b"), Cluster.preset("h100", 16), Plan(pp=4, vpp=2, gbs=32, seq=8192, recompute="full")
+    )
     pipeline = max(bar.end for bar in estimate.timeline())
     assert pipeline < estimate.step_seconds
     assert pipeline == pytest.approx(simulation.makespan("interleaved", 4, 2, 8, estimate.times))

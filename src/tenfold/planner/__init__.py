@@ -1,4 +1,5 @@
-"""Predict and search how a large language model trains on a cluster: step time, MFU, memory, timeline. Imports no torch."""
+"""Predict and search how a large language model trains on a cluster: step time, MFU, memory, timeline. Imports no
+torch."""
 
 from __future__ import annotations
 
@@ -8,8 +9,8 @@ from typing import TYPE_CHECKING
 from tenfold.planner.config import Cluster, Hardware, Model, Plan
 
 if TYPE_CHECKING:
-    from tenfold.planner.predictor import Estimate, Planner, simulate
     from tenfold.planner.layout_search import search
+    from tenfold.planner.predictor import Estimate, Planner, simulate
 
 __all__ = ["Cluster", "Estimate", "Hardware", "Model", "Plan", "Planner", "search", "simulate"]
 

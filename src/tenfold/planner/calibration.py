@@ -1,8 +1,10 @@
 """Coefficients: what each means, its prior, and how published rows move it.
 
-The logarithm of every coefficient is a sum of terms: a base, and terms for the hardware's architecture, the stack's family and release, the
+The logarithm of every coefficient is a sum of terms: a base, and terms for the hardware's architecture, the stack's
+family and release, the
 precision, dense or MoE. No term knows a model's name or a row. Each term has a prior of zero with a width; the fit is a
-regularised robust least squares (Student-t weights, Gauss-Newton with Levenberg damping) on log(predicted / reported tokens per second).
+regularised robust least squares (Student-t weights, Gauss-Newton with Levenberg damping) on log(predicted / reported
+tokens per second).
 """
 
 from __future__ import annotations
@@ -51,55 +53,164 @@ class Prior:
 
 PRIORS: dict[str, Prior] = {
     "gemm_efficiency": Prior(0.68, 0.1, 0.2, 0.95, {"arch": 0.1}, "share of the dense peak of a large matrix product"),
-    "fp8_gain": Prior(0.9, 0.1, 0.5, 1.05, {"arch8": 0.1, "prec": 0.1}, "fp8 products: share of the doubled peak that is reached besides gemm_efficiency"),
+    "fp8_gain": Prior(
+        0.9,
+        0.1,
+        0.5,
+        1.05,
+        {"arch8": 0.1, "prec": 0.1},
+        "fp8 products: share of the doubled peak that is reached besides gemm_efficiency",
+    ),
     "gemm_rows": Prior(54, 0.5, 5, 1000, {"arch": 0.5}, "rows at which a product reaches half its speed"),
-    "gemm_width": Prior(600, 0.4, 50, 3000, {"arch": 0.3}, "inner/outer width at which a product reaches half its speed"),
-    "expert_efficiency": Prior(0.9, 0.15, 0.3, 1.1, {"arch": 0.1, "release": 0.1, "family": 0.05}, "grouped product over a plain one of equal size"),
-    "attention_efficiency": Prior(0.75, 0.15, 0.08, 1.3, {"arch": 0.2, "family": 0.4}, "share of the bf16 peak of the attention core"),
-    "attention_ramp": Prior(700, 0.5, 10, 8000, {}, "sequence length at which the attention core reaches half its speed"),
-    "attention_width": Prior(64, 0.3, 5, 300, {}, "head width at which the attention core reaches half its speed (its softmax does not shrink with the width)"),
-    "attention_backward": Prior(3.0, 0.05, 2.0, 4.0, {}, "backward of the fused core over its forward: 2.5 times the FLOPs, at the lower rate seen in the H800 trace"),
-    "memory_efficiency": Prior(0.8, 0.05, 0.4, 0.95, {}, "share of the memory bandwidth that element-wise kernels reach"),
-    "layer_bytes": Prior(55, 0.25, 20, 300, {"family": 0.25}, "bytes per hidden element and token, all memory-bound work of a layer, both passes"),
+    "gemm_width": Prior(
+        600, 0.4, 50, 3000, {"arch": 0.3}, "inner/outer width at which a product reaches half its speed"
+    ),
+    "expert_efficiency": Prior(
+        0.9,
+        0.15,
+        0.3,
+        1.1,
+        {"arch": 0.1, "release": 0.1, "family": 0.05},
+        "grouped product over a plain one of equal size",
+    ),
+    "attention_efficiency": Prior(
+        0.75, 0.15, 0.08, 1.3, {"arch": 0.2, "family": 0.4}, "share of the bf16 peak of the attention core"
+    ),
+    "attention_ramp": Prior(
+        700, 0.5, 10, 8000, {}, "sequence length at which the attention core reaches half its speed"
+    ),
+    "attention_width": Prior(
+        64,
+        0.3,
+        5,
+        300,
+        {},
+        "head width at which the attention core reaches half its speed (its softmax does not shrink with the width)",
+    ),
+    "attention_backward": Prior(
+        3.0,
+        0.05,
+        2.0,
+        4.0,
+        {},
+        "backward of the fused core over its forward: 2.5 times the FLOPs, at the lower rate seen in the H800 trace",
+    ),
+    "memory_efficiency": Prior(
+        0.8, 0.05, 0.4, 0.95, {}, "share of the memory bandwidth that element-wise kernels reach"
+    ),
+    "layer_bytes": Prior(
+        55,
+        0.25,
+        20,
+        300,
+        {"family": 0.25},
+        "bytes per hidden element and token, all memory-bound work of a layer, both passes",
+    ),
     "activation_bytes": Prior(5, 0.3, 1, 30, {}, "bytes per element of the feed-forward's inner tensors, both passes"),
-    "routed_bytes": Prior(28, 0.3, 5, 150, {"family": 0.2, "release": 0.2}, "bytes per hidden element and routed copy: permute, unpermute, activation"),
-    "cast_bytes": Prior(20, 0.4, 2, 150, {"prec": 0.4, "family": 0.2}, "further bytes per hidden element and token of fp8 casts"),
+    "routed_bytes": Prior(
+        28,
+        0.3,
+        5,
+        150,
+        {"family": 0.2, "release": 0.2},
+        "bytes per hidden element and routed copy: permute, unpermute, activation",
+    ),
+    "cast_bytes": Prior(
+        20, 0.4, 2, 150, {"prec": 0.4, "family": 0.2}, "further bytes per hidden element and token of fp8 casts"
+    ),
     "logit_bytes": Prior(20, 0.3, 4, 100, {}, "bytes per logit of the loss, both passes"),
     "score_bytes": Prior(13, 0.3, 4, 40, {}, "bytes per attention score and pass where attention is not fused"),
-    "host_dense": Prior(0.56e-3, 0.3, 1e-5, 5e-3, {"family": 0.4, "release": 0.3}, "seconds: launch time of a dense layer, one pass"),
-    "host_moe": Prior(1.2e-3, 0.3, 1e-4, 8e-3, {"family": 0.3, "release": 0.3, "age": 0.4, "domain": 0.3}, "seconds: launch time of a MoE layer, one pass"),
-    "host_expert": Prior(1.5e-4, 0.4, 1e-6, 1e-3, {"release": 0.2, "age": 0.3, "domain": 0.3}, "seconds: launch time of one local expert's products and casts, one pass"),
+    "host_dense": Prior(
+        0.56e-3, 0.3, 1e-5, 5e-3, {"family": 0.4, "release": 0.3}, "seconds: launch time of a dense layer, one pass"
+    ),
+    "host_moe": Prior(
+        1.2e-3,
+        0.3,
+        1e-4,
+        8e-3,
+        {"family": 0.3, "release": 0.3, "age": 0.4, "domain": 0.3},
+        "seconds: launch time of a MoE layer, one pass",
+    ),
+    "host_expert": Prior(
+        1.5e-4,
+        0.4,
+        1e-6,
+        1e-3,
+        {"release": 0.2, "age": 0.3, "domain": 0.3},
+        "seconds: launch time of one local expert's products and casts, one pass",
+    ),
     "host_backward": Prior(1.7, 0.2, 1.0, 3.0, {}, "launch time of a backward pass over that of a forward"),
     "host_step": Prior(0.02, 0.5, 1e-3, 1.0, {"family": 0.5}, "seconds a step: data, logging, launch"),
-    "exposed_tp": Prior(0.31, 0.3, 0.02, 1.0, {"family": 0.3, "arch": 0.2}, "share of tensor-parallel communication not hidden"),
+    "exposed_tp": Prior(
+        0.31, 0.3, 0.02, 1.0, {"family": 0.3, "arch": 0.2}, "share of tensor-parallel communication not hidden"
+    ),
     "exposed_cp": Prior(0.15, 0.4, 0.02, 1.0, {"family": 0.4}, "share of ring-attention communication never hidden"),
-    "exposed_ep": Prior(0.75, 0.25, 0.02, 1.0, {"family": 0.3, "release": 0.2}, "share of the expert all-to-all not hidden without pairing"),
-    "exposed_dp": Prior(0.35, 0.25, 0.02, 1.0, {"family": 0.15}, "share of gradient and parameter communication not hidden"),
-    "exposed_fsdp": Prior(0.1, 0.5, 0.005, 1.0, {"family": 0.4}, "share of sharded-parameter communication not hidden when compute is longer"),
-    "exposed_paired": Prior(0.25, 0.3, 0.01, 1.0, {"family": 0.3}, "share of the all-to-all that stays visible beside another micro-batch, with what its kernels take from compute"),
+    "exposed_ep": Prior(
+        0.75,
+        0.25,
+        0.02,
+        1.0,
+        {"family": 0.3, "release": 0.2},
+        "share of the expert all-to-all not hidden without pairing",
+    ),
+    "exposed_dp": Prior(
+        0.35, 0.25, 0.02, 1.0, {"family": 0.15}, "share of gradient and parameter communication not hidden"
+    ),
+    "exposed_fsdp": Prior(
+        0.1,
+        0.5,
+        0.005,
+        1.0,
+        {"family": 0.4},
+        "share of sharded-parameter communication not hidden when compute is longer",
+    ),
+    "exposed_paired": Prior(
+        0.25,
+        0.3,
+        0.01,
+        1.0,
+        {"family": 0.3},
+        "share of the all-to-all that stays visible beside another micro-batch, with what its kernels take from "
+        "compute",
+    ),
     "link_intra": Prior(0.8, 0.15, 0.2, 0.98, {"domain": 0.2}, "share of the in-node link that collectives reach"),
     "link_inter": Prior(0.65, 0.2, 0.15, 0.98, {"arch": 0.15}, "share of the network that collectives reach"),
     "straggler": Prior(0.006, 0.6, 1e-4, 0.05, {"family": 0.5}, "slow-down per doubling of nodes"),
     "imbalance": Prior(1.25, 0.1, 1.0, 2.5, {}, "fullest device over the mean under natural routing"),
-    "selective_share": Prior(0.06, 0.4, 0.0, 0.6, {"family": 0.5}, "share of a forward that selective recompute repeats (fused attention)"),
+    "selective_share": Prior(
+        0.06, 0.4, 0.0, 0.6, {"family": 0.5}, "share of a forward that selective recompute repeats (fused attention)"
+    ),
     "fine_share": Prior(0.10, 0.4, 0.0, 0.6, {}, "share of a forward that fine-grained recompute repeats"),
-    "unstated_share": Prior(0.06, 0.5, 0.0, 1.0, {"kind": 0.5}, "share of a forward that recipes repeat without saying so"),
+    "unstated_share": Prior(
+        0.06, 0.5, 0.0, 1.0, {"kind": 0.5}, "share of a forward that recipes repeat without saying so"
+    ),
     "optimizer_bytes": Prior(40, 0.1, 10, 80, {}, "bytes per local parameter of an optimizer step"),
-    "software": Prior(1.0, 0.0, 0.5, 2.0, {"family": 0.08, "release": 0.06, "kindrelease": 0.06, "sheet": 0.05, "age": 0.1, "domain": 0.1}, "slow-down of a whole layer by the software generation"),
+    "software": Prior(
+        1.0,
+        0.0,
+        0.5,
+        2.0,
+        {"family": 0.08, "release": 0.06, "kindrelease": 0.06, "sheet": 0.05, "age": 0.1, "domain": 0.1},
+        "slow-down of a whole layer by the software generation",
+    ),
 }
 
-# Prior means of terms that are known before the fit, as logarithms. Attention kernels of 2023 (Triton) and of torchtitan's long contexts reach
-# 0.20 of the peak where others reach 0.47; hosts of rack-scale systems launch faster, and their recipes use partial CUDA graphs.
+# Prior means of terms that are known before the fit, as logarithms. Attention kernels of 2023 (Triton) and of
+# torchtitan's long contexts reach
+# 0.20 of the peak where others reach 0.47; hosts of rack-scale systems launch faster, and their recipes use partial
+# CUDA graphs.
 OFFSETS: dict[tuple[str, str], float] = {
     ("attention_efficiency", "family:composer-fsdp"): -0.7,
     ("attention_efficiency", "family:torchtitan"): -0.6,
-    # DeepSeek's kernel trace: grouped fp8 products at 0.51 of the fp8 peak, casts per 128 elements are 12.7% of the busy time.
+    # DeepSeek's kernel trace: grouped fp8 products at 0.51 of the fp8 peak, casts per 128 elements are 12.7% of the
+    # busy time.
     ("expert_efficiency", "family:hai-llm"): 0.18,
     ("cast_bytes", "family:hai-llm"): 1.0,
     # 0.037 of the all-to-all is visible in DeepSeek's trace; MindSpeed states that a steady pair hides all of it.
     ("exposed_paired", "family:hai-llm"): -1.8,
     ("exposed_paired", "family:mindspeed"): -1.8,
-    # Without pairing, Ascend's collectives run on the stream of the layer: the paper's baseline shows the whole all-to-all.
+    # Without pairing, Ascend's collectives run on the stream of the layer: the paper's baseline shows the whole
+    # all-to-all.
     ("exposed_ep", "family:mindspeed"): 0.3,
     ("host_moe", "domain:moe:blackwell:rack"): -0.3,
     ("host_expert", "domain:moe:blackwell:rack"): -0.3,
@@ -206,7 +317,10 @@ def load_calibration(path: str | Path | None = None) -> Calibration:
 
     value = read_json(path)
     if not {"terms", "spread"} <= set(value):
-        raise UserError(f"{path}: not a calibration (needs terms and spread); make one with `tenfold planner calibrate rows.csv -o {path}`")
+        raise UserError(
+            f"{path}: not a calibration (needs terms and spread); make one with `tenfold planner calibrate "
+            f"rows.csv -o {path}`"
+        )
     unknown = set(value["terms"]) - set(PRIORS)
     if unknown:
         raise UserError(f"{path}: unknown coefficient {sorted(unknown)[0]!r}; known: {', '.join(PRIORS)}")
@@ -230,7 +344,9 @@ _BLOCKS = ("dense", "moe", "moe_pair", "head", "embed", "mtp")
 class _Table:
     """Rows laid out as arrays, with the pipeline's dependence on the building blocks linearised row by row."""
 
-    def __init__(self, rows: list[Row], base: dict[str, dict[str, float]] | None = None, tightness: float = 1.0) -> None:
+    def __init__(
+        self, rows: list[Row], base: dict[str, dict[str, float]] | None = None, tightness: float = 1.0
+    ) -> None:
         """Args: rows; terms to start from and to stay near (None: the priors); factor on the widths of the priors."""
         self.rows = rows
         self.shape = stacked([shape_vector(r.model) for r in rows])
@@ -239,7 +355,9 @@ class _Table:
         self.inferred = [0.0] * len(rows)
         for index, (row, vector) in enumerate(zip(rows, plans, strict=True)):
             if row.plan.recompute == "unstated":
-                self.inferred[index] = inferred_recompute(row.model, Cluster(row.hardware, row.devices), row.plan, vector)
+                self.inferred[index] = inferred_recompute(
+                    row.model, Cluster(row.hardware, row.devices), row.plan, vector
+                )
                 vector.inferred = self.inferred[index]
         self.plan = stacked(plans)
         self.target = np.log(np.array([r.tokens_per_s for r in rows], dtype=float))
@@ -260,15 +378,21 @@ class _Table:
                 del column
         self.columns = {key: columns[key] for key in self.names}
         known = base or {}
-        self.offset = np.array([known.get(name, {}).get(tag, OFFSETS.get((name, tag), 0.0)) for name, tag in self.names])
-        self.width = np.array([PRIORS[n].width if t == "base" else PRIORS[n].tags[t.split(":")[0]] for n, t in self.names])
+        self.offset = np.array(
+            [known.get(name, {}).get(tag, OFFSETS.get((name, tag), 0.0)) for name, tag in self.names]
+        )
+        self.width = np.array(
+            [PRIORS[n].width if t == "base" else PRIORS[n].tags[t.split(":")[0]] for n, t in self.names]
+        )
         self.width = self.width * tightness
 
     def coefficients(self, theta: np.ndarray) -> Coefficients:
         shift = {name: np.zeros(len(self.rows)) for name in PRIORS}
         for value, (name, tag) in zip(theta + self.offset, self.names, strict=True):
             shift[name] = shift[name] + value * self.columns[(name, tag)]
-        return Coefficients(**{n: np.clip(PRIORS[n].value * np.exp(s), PRIORS[n].low, PRIORS[n].high) for n, s in shift.items()})
+        return Coefficients(
+            **{n: np.clip(PRIORS[n].value * np.exp(s), PRIORS[n].low, PRIORS[n].high) for n, s in shift.items()}
+        )
 
     def units(self, theta: np.ndarray, nudge: str = "") -> UnitSeconds:
         coefficients = self.coefficients(theta)
@@ -284,10 +408,15 @@ class _Table:
         return np.stack([slopes[name] * self.columns[(name, tag)] for name, tag in self.names], axis=1)
 
     def linearise(self, theta: np.ndarray) -> None:
-        """Seconds of the pipeline per second of each block: the makespan is homogeneous and piecewise linear in the blocks."""
+        """Seconds of the pipeline per second of each block: the makespan is homogeneous and piecewise linear in the
+        blocks."""
         u = self.units(theta)
         for index, row in enumerate(self.rows):
-            scalars = {name: float(np.broadcast_to(getattr(u, name), len(self.rows))[index]) for name in (f.name for f in fields(u)) if name != "parts"}
+            scalars = {
+                name: float(np.broadcast_to(getattr(u, name), len(self.rows))[index])
+                for name in (f.name for f in fields(u))
+                if name != "parts"
+            }
             base = _row_makespan(row, self.stages[index], scalars)
             names = [f"{b}_{d}" for b in _BLOCKS for d in ("forward", "backward")] + ["send"]
             for column, name in enumerate(names):
@@ -297,7 +426,9 @@ class _Table:
                 step = 1e-4
                 bumped = dict(scalars)
                 bumped[name] *= 1 + step
-                self.linear[index, column] = (_row_makespan(row, self.stages[index], bumped) - base) / (step * scalars[name])
+                self.linear[index, column] = (_row_makespan(row, self.stages[index], bumped) - base) / (
+                    step * scalars[name]
+                )
 
     def predict(self, theta: np.ndarray, nudge: str = "") -> np.ndarray:
         """log tokens/s/device."""
@@ -321,7 +452,8 @@ def _row_makespan(row: Row, stages: list, scalars: dict[str, float]) -> float:
     u = UnitSeconds(**scalars, parts={})
     times: StageTimes = stage_times(stages, u, row.plan)
     count = row.plan.microbatches(row.devices) or 1
-    # Some rows give a batch that does not fill the last round; time grows by rounds, so they are measured in whole ones.
+    # Some rows give a batch that does not fill the last round; time grows by rounds, so they are measured in whole
+    # ones.
     whole = count if row.plan.vpp == 1 or count % row.plan.pp == 0 else -(-count // row.plan.pp) * row.plan.pp
     return makespan(row.plan.resolved_schedule(), row.plan.pp, row.plan.vpp, whole, times) * count / whole
 
@@ -343,7 +475,10 @@ def _solve(table: _Table, theta: np.ndarray, weight: np.ndarray, noise: np.ndarr
     """Gauss-Newton with Levenberg damping on Student-t errors (4 degrees of freedom) and normal priors."""
 
     def cost(th: np.ndarray, predicted: np.ndarray) -> float:
-        return float((weight * 2.5 * np.log1p(((predicted - table.target) / noise) ** 2 / 4)).sum() + 0.5 * ((th / table.width) ** 2).sum())
+        return float(
+            (weight * 2.5 * np.log1p(((predicted - table.target) / noise) ** 2 / 4)).sum()
+            + 0.5 * ((th / table.width) ** 2).sum()
+        )
 
     damping = 1e-2
     current = table.predict(theta)
@@ -389,7 +524,8 @@ def fit(
         rows: from `read_rows`; unusable ones are dropped.
         outer: times the pipeline is linearised anew.
         inner: Gauss-Newton steps in between.
-        base: terms of another calibration to adapt: priors are centred on it at half their width, and rows are trusted to 2%.
+        base: terms of another calibration to adapt: priors are centred on it at half their width, and rows are
+            trusted to 2%.
 
     Returns:
         Terms, and log(predicted/reported) of the usable rows.
@@ -411,7 +547,8 @@ def fit(
 def cross_validate(rows: list[Row], inner: int = 6, family: str = "") -> np.ndarray:
     """log(predicted/reported) of every usable row by a fit that never saw its cluster (same model and hardware).
 
-    Every fold starts from the fit on all rows but with the left-out rows at weight zero; terms that only they support fall back to their prior.
+    Every fold starts from the fit on all rows but with the left-out rows at weight zero; terms that only they support
+    fall back to their prior.
     """
     rows = usable(rows)
     table = _Table(rows)
@@ -433,6 +570,9 @@ def cross_validate(rows: list[Row], inner: int = 6, family: str = "") -> np.ndar
 def predict_rows(rows: list[Row], terms: dict[str, dict[str, float]]) -> np.ndarray:
     """log(predicted/reported) of usable rows under given terms (terms of unknown tags are left out)."""
     table = _Table(usable(rows))
-    theta = np.array([terms.get(name, {}).get(tag, OFFSETS.get((name, tag), 0.0)) for name, tag in table.names]) - table.offset
+    theta = (
+        np.array([terms.get(name, {}).get(tag, OFFSETS.get((name, tag), 0.0)) for name, tag in table.names])
+        - table.offset
+    )
     table.linearise(theta)
     return table.predict(theta) - table.target

@@ -15,7 +15,17 @@ if TYPE_CHECKING:
     from tenfold.planner.predictor import Estimate
 
 Schedule = Literal[
-    "auto", "none", "gpipe", "1f1b", "interleaved", "zb-h1", "interleaved-zb", "zb-v", "dualpipe", "dualpipev", "adaptive"
+    "auto",
+    "none",
+    "gpipe",
+    "1f1b",
+    "interleaved",
+    "zb-h1",
+    "interleaved-zb",
+    "zb-v",
+    "dualpipe",
+    "dualpipev",
+    "adaptive",
 ]
 Recompute = Literal["none", "selective", "fine-grained", "moe", "full"]
 Dispatch = Literal["flat", "dedup", "hierarchical"]
@@ -43,17 +53,30 @@ def _inputs(model: str, hardware: str, devices: int) -> tuple[Model, Cluster]:
 
 def _show(estimate: Estimate) -> None:
     e = estimate
-    console.say(f"{e.model.name} ({e.parameters / 1e9:.1f}B, {e.active_parameters / 1e9:.1f}B active) on {e.devices} x {e.hardware}")
-    console.say(f"  {e.plan.describe()}, {e.microbatches} micro-batches, seq {e.plan.seq}, {e.plan.precision}, stack {e.plan.stack}")
+    console.say(
+        f"{e.model.name} ({e.parameters / 1e9:.1f}B, {e.active_parameters / 1e9:.1f}B active) on {e.devices} x "
+        f"{e.hardware}"
+    )
+    console.say(
+        f"  {e.plan.describe()}, {e.microbatches} micro-batches, seq {e.plan.seq}, {e.plan.precision}, stack "
+        f"{e.plan.stack}"
+    )
     console.say(
         f"  {e.tokens_per_s_per_device:.1f} tokens/s/device (80% interval {e.low:.1f} to {e.high:.1f}), "
         f"{e.tokens_per_s_per_device * e.devices / 1e6:.3f}M tokens/s"
     )
-    console.say(f"  step {e.step_seconds:.3f} s, MFU {100 * e.mfu:.1f}% ({e.mfu_convention}), bubble {100 * e.bubble:.1f}%")
+    console.say(
+        f"  step {e.step_seconds:.3f} s, MFU {100 * e.mfu:.1f}% ({e.mfu_convention}), bubble {100 * e.bubble:.1f}%"
+    )
     noop = e.plan.noop_slots or 0
     if noop:
-        console.say(f"  {e.model.layers} layers in {e.model.layers + noop} slots: {noop} empty slots beside head and MTP")
-    console.say(f"  memory {e.peak_memory_gib:.1f} GiB of {e.memory_limit_gib:.1f} GiB usable ({'fits' if e.fits else 'does not fit'})")
+        console.say(
+            f"  {e.model.layers} layers in {e.model.layers + noop} slots: {noop} empty slots beside head and MTP"
+        )
+    console.say(
+        f"  memory {e.peak_memory_gib:.1f} GiB of {e.memory_limit_gib:.1f} GiB usable "
+        f"({'fits' if e.fits else 'does not fit'})"
+    )
     rows = [(name, f"{seconds:.3f}", f"{100 * seconds / e.step_seconds:.1f}%") for name, seconds in e.breakdown.items()]
     console.table(["seconds of a step, mean over ranks", "s", "share"], rows)
 
@@ -120,7 +143,8 @@ def simulate(
         The estimate.
 
     Example:
-        tenfold planner simulate --tp 8 --pp 16 --vpp 2 --ep 4 --tp-extend-ep --mbs 2 --gbs 6144 --seq 8192 --recompute fine-grained
+        tenfold planner simulate --tp 8 --pp 16 --vpp 2 --ep 4 --tp-extend-ep --mbs 2 --gbs 6144 --seq 8192
+        --recompute fine-grained
     """
     estimate = _estimate(config, model, hardware, devices, calibration, _given(locals()))
     if not estimate.fits and not over_memory:
@@ -207,14 +231,32 @@ def search(
             done[0] = count
 
         found = layout_search.search(
-            shape, cluster, base, top, simulate_best, None, load_calibration(calibration), memory_limit_gib, processes, backend, advance
+            shape,
+            cluster,
+            base,
+            top,
+            simulate_best,
+            None,
+            load_calibration(calibration),
+            memory_limit_gib,
+            processes,
+            backend,
+            advance,
         )
     console.say(
-        f"{found.candidates} plans scored in {found.score_seconds:.1f} s ({found.plans_per_second:.0f}/s), {found.feasible} can run; "
+        f"{found.candidates} plans scored in {found.score_seconds:.1f} s ({found.plans_per_second:.0f}/s), "
+        f"{found.feasible} can run; "
         f"{found.simulated_from} simulated in {found.simulate_seconds:.1f} s"
     )
     rows = [
-        (e.plan.describe(), f"{e.tokens_per_s_per_device:.1f}", f"{e.low:.0f}-{e.high:.0f}", f"{100 * e.mfu:.1f}%", f"{e.peak_memory_gib:.0f}", f"{100 * e.bubble:.1f}%")
+        (
+            e.plan.describe(),
+            f"{e.tokens_per_s_per_device:.1f}",
+            f"{e.low:.0f}-{e.high:.0f}",
+            f"{100 * e.mfu:.1f}%",
+            f"{e.peak_memory_gib:.0f}",
+            f"{100 * e.bubble:.1f}%",
+        )
         for e in found.best
     ]
     console.table(["plan", "tokens/s/device", "80% interval", "MFU", "GiB", "bubble"], rows)
@@ -225,7 +267,9 @@ def search(
     if rejected is not None:
         from tenfold.core.files import write_bytes
 
-        lines = ["plan,reason,smallest change"] + [f'"{r.plan.describe()}","{r.reason}","{r.change}"' for r in found.rejected(20000)]
+        lines = ["plan,reason,smallest change"] + [
+            f'"{r.plan.describe()}","{r.reason}","{r.change}"' for r in found.rejected(20000)
+        ]
         write_bytes(rejected, ("\n".join(lines) + "\n").encode())
     return {
         "best": [e.summary() for e in found.best],
@@ -294,15 +338,26 @@ def shape(
     from tenfold.planner.shapes import flops_per_token
 
     _positive(top=top, gbs=gbs, seq=seq, devices=devices, processes=processes)
-    _positive(**{f"{name}[{i}]": v for name, vs in (("hidden", hidden), ("layers", layers), ("experts", experts), ("topk", topk)) for i, v in enumerate(vs)})
+    _positive(
+        **{
+            f"{name}[{i}]": v
+            for name, vs in (("hidden", hidden), ("layers", layers), ("experts", experts), ("topk", topk))
+            for i, v in enumerate(vs)
+        }
+    )
     if not 0 < tolerance < 1:
         raise UserError(f"tolerance: found {tolerance}, expected a share between 0 and 1")
     base, cluster = _inputs(model, hardware, devices)
     shapes = layout_search.shape_candidates(base, tolerance, hidden, layers, experts, topk)
     if not shapes:
-        raise UserError(f"layers: no shape keeps the parameters of {base.name} within {tolerance:.0%}: raise --tolerance, or try other widths and depths")
+        raise UserError(
+            f"layers: no shape keeps the parameters of {base.name} within {tolerance:.0%}: raise --tolerance, "
+            f"or try other widths and depths"
+        )
     plan = Plan(gbs=gbs, seq=seq, precision=precision)
-    found = layout_search.search_shapes(shapes, cluster, plan, top, layout_search.narrow_space(base, cluster, plan), processes=processes)
+    found = layout_search.search_shapes(
+        shapes, cluster, plan, top, layout_search.narrow_space(base, cluster, plan), processes=processes
+    )
     rows = [
         (
             c.model.name,
@@ -346,7 +401,14 @@ def compare(
         raise UserError("plans: name at least one YAML or JSON file of plan fields")
     first = estimates[0].tokens_per_s_per_device
     rows = [
-        (path.stem, e.plan.describe(), f"{e.tokens_per_s_per_device:.1f}", f"{e.tokens_per_s_per_device / first:.2f}x", f"{100 * e.mfu:.1f}%", f"{e.peak_memory_gib:.0f}")
+        (
+            path.stem,
+            e.plan.describe(),
+            f"{e.tokens_per_s_per_device:.1f}",
+            f"{e.tokens_per_s_per_device / first:.2f}x",
+            f"{100 * e.mfu:.1f}%",
+            f"{e.peak_memory_gib:.0f}",
+        )
         for path, e in zip(plans, estimates, strict=True)
     ]
     console.table(["file", "plan", "tokens/s/device", "against first", "MFU", "GiB"], rows)
@@ -397,7 +459,8 @@ def trace(
         What was written, and the check of the trace.
 
     Example:
-        tenfold planner trace --output step.json --model llama3-8b --hardware h100 --devices 16 --pp 4 --gbs 32 --seq 8192
+        tenfold planner trace --output step.json --model llama3-8b --hardware h100 --devices 16 --pp 4 --gbs 32 --seq
+        8192
     """
     from tenfold.planner import simulation
     from tenfold.planner import trace as traces
@@ -424,8 +487,16 @@ def trace(
         traces.write_trace(output, bars, f"{estimate.model.name} {estimate.plan.describe()}")
     count = microbatches or estimate.microbatches
     busy = simulation.busy_seconds(estimate.plan.schedule, estimate.plan.pp, estimate.plan.vpp, count, estimate.times)
-    console.say(f"{output}: {check.slices} bars on {check.tracks} ranks, {check.overlaps} overlaps, rank 0 busy {busy[0]:.3f} s")
-    return {"path": output, "slices": check.slices, "tracks": check.tracks, "overlaps": check.overlaps, "busy_seconds": busy}
+    console.say(
+        f"{output}: {check.slices} bars on {check.tracks} ranks, {check.overlaps} overlaps, rank 0 busy {busy[0]:.3f} s"
+    )
+    return {
+        "path": output,
+        "slices": check.slices,
+        "tracks": check.tracks,
+        "overlaps": check.overlaps,
+        "busy_seconds": busy,
+    }
 
 
 def memory(
@@ -476,7 +547,8 @@ def memory(
         Memory of every rank.
 
     Example:
-        tenfold planner memory --tp 8 --pp 16 --vpp 2 --ep 4 --tp-extend-ep --mbs 2 --gbs 6144 --seq 8192 --recompute fine-grained
+        tenfold planner memory --tp 8 --pp 16 --vpp 2 --ep 4 --tp-extend-ep --mbs 2 --gbs 6144 --seq 8192 --recompute
+        fine-grained
     """
     estimate = _estimate(config, model, hardware, devices, None, _given(locals()))
     names = list(estimate.memory[0].items())
@@ -487,7 +559,10 @@ def memory(
             f"{rank.total:.1f}",
             rank.in_flight,
             f"{rank.saved:.1f}",
-            ", ".join(f"{item} x{count}" for item, count in {**rank.recomputed, **{f"swap {k}": v for k, v in rank.swapped.items()}}.items()),
+            ", ".join(
+                f"{item} x{count}"
+                for item, count in {**rank.recomputed, **{f"swap {k}": v for k, v in rank.swapped.items()}}.items()
+            ),
         )
         for rank in estimate.memory
     ]
@@ -497,18 +572,28 @@ def memory(
         from tenfold.planner import plots
 
         plots.save_figure(plots.memory_figure(estimate.memory, estimate.memory_limit_gib), str(output))
-    return {"memory": estimate.memory, "limit_gib": estimate.memory_limit_gib, "fits": estimate.fits, "totals": [m.total for m in estimate.memory]}
+    return {
+        "memory": estimate.memory,
+        "limit_gib": estimate.memory_limit_gib,
+        "fits": estimate.fits,
+        "totals": [m.total for m in estimate.memory],
+    }
 
 
 def calibrate(
-    rows: Positional[Path], output: Path = Path("calibration.json"), cross_validation: bool = False, base: Path | None = None
+    rows: Positional[Path],
+    output: Path = Path("calibration.json"),
+    cross_validation: bool = False,
+    base: Path | None = None,
 ) -> object:
     """Fit the coefficients to published or own throughput rows.
 
     Args:
-        rows: CSV with the columns of the validation table (model, hardware, devices, tp, pp, ..., tokens_per_s_per_device).
+        rows: CSV with the columns of the validation table (model, hardware, devices, tp, pp, ...,
+            tokens_per_s_per_device).
         output: calibration file to write.
-        cross_validation: also leave every (model, hardware) cluster out in turn; sets the intervals by it (some minutes).
+        cross_validation: also leave every (model, hardware) cluster out in turn; sets the intervals by it (some
+            minutes).
         base: calibration to adapt to the rows instead of starting from the priors; `shipped` names the built-in one.
 
     Returns:
@@ -518,7 +603,6 @@ def calibrate(
         tenfold planner calibrate validation_public.csv --output calibration.json
     """
     from tenfold.planner import evaluation
-
     from tenfold.planner.calibration import load_calibration
 
     start = None if base is None else load_calibration(None if str(base) == "shipped" else base)
@@ -531,7 +615,15 @@ def calibrate(
 
 def _show_validation(report: dict[str, Any]) -> None:
     rows = [
-        (name, g["rows"], f"{100 * g['median']:.1f}%", f"{100 * g['mean']:.1f}%", f"{100 * g['p90']:.1f}%", f"{100 * g['bias']:+.1f}%", f"{100 * g['covered']:.0f}%")
+        (
+            name,
+            g["rows"],
+            f"{100 * g['median']:.1f}%",
+            f"{100 * g['mean']:.1f}%",
+            f"{100 * g['p90']:.1f}%",
+            f"{100 * g['bias']:+.1f}%",
+            f"{100 * g['covered']:.0f}%",
+        )
         for name, g in report["groups"].items()
     ]
     console.table(["rows", "n", "median |e|", "mean |e|", "p90 |e|", "bias", "in 80% interval"], rows)
@@ -562,7 +654,16 @@ def validate(rows: Positional[Path], calibration: Path | None = None, worst: int
     report = evaluation.validate(rows, load_calibration(calibration))
     _show_validation(report)
     ordered = sorted(report["rows"], key=lambda row: -abs(row["error"]))
-    lines = [(r["id"], f"{r['reported']:.1f}", f"{r['predicted']:.1f}", f"{r['low']:.1f}-{r['high']:.1f}", f"{100 * r['error']:+.1f}%") for r in ordered[: max(0, worst)]]
+    lines = [
+        (
+            r["id"],
+            f"{r['reported']:.1f}",
+            f"{r['predicted']:.1f}",
+            f"{r['low']:.1f}-{r['high']:.1f}",
+            f"{100 * r['error']:+.1f}%",
+        )
+        for r in ordered[: max(0, worst)]
+    ]
     console.table(["worst rows", "reported", "predicted tokens/s/device", "80% interval", "error"], lines)
     return report
 
@@ -581,7 +682,8 @@ def placement(
     """Plan where experts live from recorded loads: greedy with a moving average, or with replicas.
 
     Args:
-        loads: .npy or .npz of tokens: [steps, layers, experts], [steps, layers, ranks, experts], [layers, experts] or [experts].
+        loads: .npy or .npz of tokens: [steps, layers, experts], [steps, layers, ranks, experts], [layers, experts] or
+            [experts].
         devices: devices that share the experts of a layer.
         key: array of an .npz.
         decay: weight of the past in the moving average.
@@ -601,11 +703,18 @@ def placement(
 
     _positive(devices=devices, period=period, groups=groups, nodes=nodes, replicas=replicas)
     report = evaluation.plan_placement(loads, key, devices, decay, period, threshold, replicas, groups, nodes)
-    console.say(f"fullest device over the mean: {report['before']:.3f} -> {report['after']:.3f}; {report['migrations']} layer migrations")
+    console.say(
+        f"fullest device over the mean: {report['before']:.3f} -> {report['after']:.3f}; {report['migrations']} "
+        f"layer migrations"
+    )
     return report
 
 
-def profile(output: Path = Path("profile.yaml"), device: Literal["auto", "cpu", "cuda", "mps", "npu"] = "auto", seconds: float = 5.0) -> object:
+def profile(
+    output: Path = Path("profile.yaml"),
+    device: Literal["auto", "cpu", "cuda", "mps", "npu"] = "auto",
+    seconds: float = 5.0,
+) -> object:
     """Measure matrix products, attention and memory of the present device and write a hardware sheet.
 
     Args:
@@ -625,7 +734,10 @@ def profile(output: Path = Path("profile.yaml"), device: Literal["auto", "cpu", 
         raise UserError(f"seconds: found {seconds}, expected 0.1 to 3600")
     report = profiling.profile(device, seconds)
     profiling.write_sheet(output, report)
-    console.table(["operator", "size", "achieved", "unit"], [(o.name, o.size, f"{o.achieved:.3g}", o.unit) for o in report.operators])
+    console.table(
+        ["operator", "size", "achieved", "unit"],
+        [(o.name, o.size, f"{o.achieved:.3g}", o.unit) for o in report.operators],
+    )
     console.say(f"wrote {output}: tenfold planner simulate --hardware {output}")
     return report
 
@@ -652,13 +764,21 @@ def import_hf(config: Positional[Path], output: Path | None = None, seq: int = 4
     total, active = parameters(model), parameters(model, active=True)
     causal, full = flops_per_token(model, seq), flops_per_token(model, seq, "noncausal")
     console.say(f"{model.name}: {total / 1e9:.3f}B parameters, {active / 1e9:.3f}B active")
-    console.say(f"FLOPs per token at {seq}: {causal / 1e9:.2f} GF causal, {full / 1e9:.2f} GF non-causal (forward and backward)")
+    console.say(
+        f"FLOPs per token at {seq}: {causal / 1e9:.2f} GF causal, {full / 1e9:.2f} GF non-causal (forward and backward)"
+    )
     if output is not None:
         from tenfold.core.config import save_yaml
 
         save_yaml(output, model)
         console.say(f"wrote {output}")
-    return {"model": model, "parameters": total, "active_parameters": active, "flops_per_token": causal, "flops_per_token_noncausal": full}
+    return {
+        "model": model,
+        "parameters": total,
+        "active_parameters": active,
+        "flops_per_token": causal,
+        "flops_per_token_noncausal": full,
+    }
 
 
 def export(
@@ -715,7 +835,8 @@ def export(
         The flags.
 
     Example:
-        tenfold planner export megatron --model llama3-70b --hardware h100 --devices 64 --tp 8 --pp 4 --vpp 5 --gbs 128 --seq 8192
+        tenfold planner export megatron --model llama3-70b --hardware h100 --devices 64 --tp 8 --pp 4 --vpp 5 --gbs
+        128 --seq 8192
     """
     from tenfold.planner.export import launch_flags
 

@@ -19,9 +19,11 @@ class TokenCopies:
 
     Attributes:
         flat_inter, flat_intra, flat_local: one copy per selected expert, by where the expert's rank lives.
-        rank_dedup, rank_dedup_inter: one copy per destination rank, the own rank included (all, and those to another node).
+        rank_dedup, rank_dedup_inter: one copy per destination rank, the own rank included (all, and those to another
+            node).
         node_dedup_inter: one copy per destination node.
-        hierarchical_inter, hierarchical_intra: outer all-gather over ranks of equal local index, then all-to-all inside the node.
+        hierarchical_inter, hierarchical_intra: outer all-gather over ranks of equal local index, then all-to-all
+            inside the node.
         max_receive_over_mean: fullest rank over the mean.
         send: copies from rank to rank, one per selected expert [ranks, ranks].
     """
@@ -51,7 +53,9 @@ def count_token_copies(routing: np.ndarray, experts: int, ranks_per_node: int) -
     """
     routing = np.asarray(routing)
     if routing.ndim != 3 or routing.dtype.kind not in "iu":
-        raise UserError(f"routing: expected integers [ranks, tokens, k], found shape {routing.shape} of {routing.dtype}")
+        raise UserError(
+            f"routing: expected integers [ranks, tokens, k], found shape {routing.shape} of {routing.dtype}"
+        )
     ranks, tokens, _ = routing.shape
     if experts % ranks or ranks % ranks_per_node:
         raise UserError(f"routing: {experts} experts on {ranks} ranks with {ranks_per_node} ranks a node do not divide")
@@ -68,7 +72,8 @@ def count_token_copies(routing: np.ndarray, experts: int, ranks_per_node: int) -
     others = to_rank & ~np.eye(ranks, dtype=bool)[:, None, :]
     to_node = to_rank.reshape(ranks, tokens, nodes, ranks_per_node).any(axis=-1)
     away = to_node & (np.arange(nodes)[None, None, :] != node_of[:, None, None])
-    # After the outer all-gather the rank of equal local index in the expert's node sends the copy, unless it owns the expert.
+    # After the outer all-gather the rank of equal local index in the expert's node sends the copy, unless it owns the
+    # expert.
     local = np.arange(ranks) % ranks_per_node
     inner = int((owner % ranks_per_node != local[:, None, None]).sum())
     received = send.sum(axis=0)
@@ -87,7 +92,8 @@ def count_token_copies(routing: np.ndarray, experts: int, ranks_per_node: int) -
 
 
 def expected_copies_per_token(dispatch: str, topk: Any, nodes: Any) -> Any:
-    """Expected copies of one token that leave its node when routing is uniform (flat k(1-1/N), hierarchical N-1, dedup (N-1)(1-(1-1/N)^k))."""
+    """Expected copies of one token that leave its node when routing is uniform (flat k(1-1/N), hierarchical N-1,
+    dedup (N-1)(1-(1-1/N)^k))."""
     if dispatch == "flat":
         return topk * (1 - 1 / nodes)
     if dispatch == "hierarchical":
@@ -110,11 +116,15 @@ def group_seconds(payload: Any, group: Any, local: Any, intra: Any, inter: Any) 
         intra, inter: usable bytes/s inside and between nodes.
     """
     inside = payload * (1 - 1 / np.maximum(local, 1)) / intra
-    outside = np.where(group > local, payload * (1 - local / np.maximum(group, local)) / (np.maximum(local, 1) * inter), 0.0)
+    outside = np.where(
+        group > local, payload * (1 - local / np.maximum(group, local)) / (np.maximum(local, 1) * inter), 0.0
+    )
     return np.maximum(inside, outside)
 
 
-def expert_phase_seconds(tokens: Any, copy_bytes: Any, topk: Any, span: Any, per_node: Any, mode: Any, intra: Any, inter: Any) -> Any:
+def expert_phase_seconds(
+    tokens: Any, copy_bytes: Any, topk: Any, span: Any, per_node: Any, mode: Any, intra: Any, inter: Any
+) -> Any:
     """Seconds of one expert all-to-all phase on one rank, routing balanced.
 
     Args:

@@ -8,7 +8,18 @@ from typing import Literal
 
 from tenfold.core.console import UserError
 
-SCHEDULES = ("none", "gpipe", "1f1b", "interleaved", "zb-h1", "interleaved-zb", "zb-v", "dualpipe", "dualpipev", "adaptive")
+SCHEDULES = (
+    "none",
+    "gpipe",
+    "1f1b",
+    "interleaved",
+    "zb-h1",
+    "interleaved-zb",
+    "zb-v",
+    "dualpipe",
+    "dualpipev",
+    "adaptive",
+)
 RECOMPUTE = ("none", "selective", "fine-grained", "moe", "full")
 DISPATCH = ("flat", "dedup", "hierarchical")
 PRECISIONS = ("bf16", "fp16", "fp8", "mxfp8")
@@ -142,7 +153,10 @@ class Hardware:
         peak = self.fp8 if precision in ("fp8", "mxfp8") else self.bf16
         if not peak:
             has = [name for name in ("bf16", "fp8") if getattr(self, name)]
-            raise UserError(f"precision: {self.name} has no {precision} peak (it has {', '.join(has) or 'none'}): choose one of these or set the peak in the hardware sheet")
+            raise UserError(
+                f"precision: {self.name} has no {precision} peak (it has {', '.join(has) or 'none'}): choose "
+                f"one of these or set the peak in the hardware sheet"
+            )
         return peak
 
     @classmethod
@@ -185,16 +199,19 @@ class Plan:
         seq: tokens of a sequence.
         precision: "bf16", "fp16", "fp8" (scaled per tensor) or "mxfp8" (per block of 32).
         schedule: one of `SCHEDULES`.
-        recompute: one of `RECOMPUTE`; `moe` repeats norms and the MoE block; `fine-grained` lets the memory model choose items per stage by a knapsack.
+        recompute: one of `RECOMPUTE`; `moe` repeats norms and the MoE block; `fine-grained` lets the memory model
+            choose items per stage by a knapsack.
         swap: items may move to the host.
         dispatch: expert all-to-all: "flat", "dedup" (once per node) or "hierarchical" (outer all-gather).
-        fsdp: ZeRO stage of the data-parallel group: 0 distributed optimizer off, 1 optimizer, 2 and gradients, 3 and parameters.
+        fsdp: ZeRO stage of the data-parallel group: 0 distributed optimizer off, 1 optimizer, 2 and gradients, 3 and
+            parameters.
         gradient_bytes: bytes of a kept and reduced gradient element, 4 or 2.
         sequence_parallel: norms and residuals are sharded over tp.
         ep_overlap: expert all-to-all runs beside the other micro-batch's compute.
         imbalance: load of the fullest device over the mean (1: forced balance); None: the calibrated natural routing.
         stack: software generation, `family-release`; chooses calibrated terms.
-        noop_slots: empty layer slots that fill the stages when layers do not divide (None: filled by themselves in a chunked schedule where
+        noop_slots: empty layer slots that fill the stages when layers do not divide (None: filled by themselves in a
+            chunked schedule where
             they fit the last chunk of the ranks, else an error proposes the number).
         memory_limit_gib: usable device memory (None: 94% of the sheet).
     """

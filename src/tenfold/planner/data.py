@@ -1,4 +1,5 @@
-"""Readers: shipped presets, YAML sheets, Hugging Face config.json, published throughput rows. Errors are raised here."""
+"""Readers: shipped presets, YAML sheets, Hugging Face config.json, published throughput rows. Errors are raised
+here."""
 
 from __future__ import annotations
 
@@ -79,7 +80,13 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     return value
 
 
-_TYPES = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,), "float | None": (int, float, type(None))}
+_TYPES = {
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "str": (str,),
+    "float | None": (int, float, type(None)),
+}
 
 
 def build(cls: type, values: dict[str, Any], where: str) -> Any:
@@ -88,7 +95,10 @@ def build(cls: type, values: dict[str, Any], where: str) -> Any:
     for key, value in values.items():
         if key not in known:
             near = difflib.get_close_matches(str(key), list(known), n=3, cutoff=0.4)
-            raise UserError(f"{where}: unknown field {key!r}" + (f"; nearest: {', '.join(near)}" if near else f"; known: {', '.join(known)}"))
+            raise UserError(
+                f"{where}: unknown field {key!r}"
+                + (f"; nearest: {', '.join(near)}" if near else f"; known: {', '.join(known)}")
+            )
         kinds = _TYPES.get(str(known[key].type), (str,))
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             raise UserError(f"{where}: {key} is {value!r}, expected {known[key].type}")
@@ -145,7 +155,10 @@ def check_model(model: Model, where: str = "model") -> None:
             raise UserError(f"{where}: topk is {model.topk} with {model.experts} experts: choose 1 to {model.experts}")
         if model.expert_groups and (model.topk % model.expert_groups or model.experts % model.expert_groups):
             near = [n for n in range(1, model.topk + 1) if model.topk % n == 0 and model.experts % n == 0]
-            raise UserError(f"{where}: expert_groups is {model.expert_groups}, expected a divisor of topk {model.topk} and experts {model.experts}: {near}")
+            raise UserError(
+                f"{where}: expert_groups is {model.expert_groups}, expected a divisor of topk {model.topk} and "
+                f"experts {model.experts}: {near}"
+            )
         if model.moe_ffn < 1:
             raise UserError(f"{where}: moe_ffn is {model.moe_ffn}, expected 1 or more with {model.experts} experts")
         if model.first_dense > model.layers:
@@ -161,7 +174,8 @@ def _pick(values: dict[str, Any], *names: str, default: Any = None) -> Any:
 
 
 def model_from_hf(values: dict[str, Any], where: str = "config.json", name: str = "imported") -> Model:
-    """A `Model` from a Hugging Face config.json (Llama, Qwen, Mixtral, DeepSeek, Kimi, openPangu, GPT-OSS, OLMoE, GPT-2/NeoX/MPT).
+    """A `Model` from a Hugging Face config.json (Llama, Qwen, Mixtral, DeepSeek, Kimi, openPangu, GPT-OSS, OLMoE,
+    GPT-2/NeoX/MPT).
 
     Raises:
         UserError: a needed key is missing.
@@ -170,7 +184,12 @@ def model_from_hf(values: dict[str, Any], where: str = "config.json", name: str 
     heads = _pick(values, "num_attention_heads", "n_head", "n_heads")
     layers = _pick(values, "num_hidden_layers", "n_layer", "n_layers")
     vocab = values.get("vocab_size")
-    named = (("hidden_size", hidden), ("num_attention_heads", heads), ("num_hidden_layers", layers), ("vocab_size", vocab))
+    named = (
+        ("hidden_size", hidden),
+        ("num_attention_heads", heads),
+        ("num_hidden_layers", layers),
+        ("vocab_size", vocab),
+    )
     for label, value in named:
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UserError(f"{where}: {label} is {value!r}, expected a positive whole number")
@@ -320,19 +339,22 @@ def read_rows(path: str | Path) -> list[Row]:
 
 
 def _dispatch_of(notes: str, stack: str, schedule: str) -> str:
-    """Dispatch of a row: stated, or what the stack's recipes use (Megatron-Bridge: DeepEP or HybridEP where experts leave the node)."""
+    """Dispatch of a row: stated, or what the stack's recipes use (Megatron-Bridge: DeepEP or HybridEP where experts
+    leave the node)."""
     if "hierarchical" in notes:
         return "hierarchical"
     return "dedup" if "deepep" in notes or "dualpipe" in schedule or stack.startswith("megatron-bridge") else "flat"
 
 
 def _overlap_of(words: str, stack: str, leaves_node: bool) -> bool:
-    """Whether the all-to-all runs beside another micro-batch: stated, or Megatron-Bridge's habit where experts leave the node (it needs chunks)."""
+    """Whether the all-to-all runs beside another micro-batch: stated, or Megatron-Bridge's habit where experts leave
+    the node (it needs chunks)."""
     return "overlap" in words or "dualpipe" in words or (stack.startswith("megatron-bridge") and leaves_node)
 
 
 def _sharding_of(stated: int, stack: str) -> int:
-    """ZeRO stage of a row: tables say 0 for "no FSDP", and every Megatron-like stack after 2022 shards its optimizer."""
+    """ZeRO stage of a row: tables say 0 for "no FSDP", and every Megatron-like stack after 2022 shards its
+    optimizer."""
     return stated if stated or stack.startswith("megatron-2021") else 1
 
 
@@ -352,7 +374,8 @@ def _row(record: dict[str, str], where: str) -> Row:
         precision = "mxfp8"
     peak = _number(record, "peak_tflops", where)
     if peak:
-        hardware = dataclasses.replace(hardware, **{"fp8" if precision.endswith("fp8") else "bf16": peak})
+        quoted_fp8 = precision.endswith("fp8")
+        hardware = dataclasses.replace(hardware, fp8=peak) if quoted_fp8 else dataclasses.replace(hardware, bf16=peak)
     gbs, seq, mbs = _number(record, "gbs", where), _number(record, "seq", where), _number(record, "mbs", where)
     assumed = tuple(name for name, value in (("gbs", gbs), ("seq", seq), ("mbs", mbs)) if not value)
     dp = max(1, devices // (tp * cp * pp))
@@ -378,7 +401,11 @@ def _row(record: dict[str, str], where: str) -> Row:
         fsdp=_sharding_of(int(_number(record, "fsdp", where) or 0), record.get("stack") or ""),
         gradient_bytes=2 if (record.get("stack") or "").startswith("megatron-bridge") else 4,
         sequence_parallel="without sequence parallel" not in notes,
-        ep_overlap=_overlap_of(notes + (record.get("schedule") or "").lower(), record.get("stack") or "", whole("ep", 1) > hardware.per_node and vpp > 1),
+        ep_overlap=_overlap_of(
+            notes + (record.get("schedule") or "").lower(),
+            record.get("stack") or "",
+            whole("ep", 1) > hardware.per_node and vpp > 1,
+        ),
         imbalance=None if balance in ("0", "0.0") and model.experts else 1.0,
         stack=(record.get("stack") or "other").strip(),
         noop_slots=-model.layers % (pp * vpp),
@@ -399,7 +426,8 @@ def _row(record: dict[str, str], where: str) -> Row:
 
 
 def guess_micro_batch(model: Model, hardware: Hardware, tp: int, pp: int, dp: int, gbs: int) -> int:
-    """A micro-batch size where a row states none: larger for small models without a pipeline, and one that divides the batch."""
+    """A micro-batch size where a row states none: larger for small models without a pipeline, and one that divides
+    the batch."""
     if pp > 1:
         return 1
     share = gbs // dp if gbs else 4

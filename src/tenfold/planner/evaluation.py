@@ -1,4 +1,5 @@
-"""The protocol: error on published rows by family and stack, interval coverage, ranking, the eight A100 runs, and one recorded kernel trace."""
+"""The protocol: error on published rows by family and stack, interval coverage, ranking, the eight A100 runs, and one
+recorded kernel trace."""
 
 from __future__ import annotations
 
@@ -23,11 +24,12 @@ from tenfold.planner.shapes import shape_vector
 
 
 def error_statistics(log_error: np.ndarray, width: np.ndarray | None = None) -> dict[str, float]:
-    """Error figures from log(predicted/reported) [rows]: median, mean and 90th percentile of |e|, bias, share inside the interval."""
+    """Error figures from log(predicted/reported) [rows]: median, mean and 90th percentile of |e|, bias, share inside
+    the interval."""
     error = np.exp(log_error) - 1
     size = np.abs(error)
     return {
-        "rows": int(len(error)),
+        "rows": len(error),
         "median": float(np.median(size)),
         "mean": float(size.mean()),
         "p90": float(np.quantile(size, 0.9)),
@@ -61,7 +63,9 @@ def _report(rows: list[Row], log_error: np.ndarray, width: np.ndarray) -> dict[s
         clusters[row.cluster].append(index)
     taus = [kendall_tau(predicted[members], reported[members]) for members in clusters.values() if len(members) > 2]
     return {
-        "groups": {name: error_statistics(log_error[members], width[members]) for name, members in _groups(rows).items()},
+        "groups": {
+            name: error_statistics(log_error[members], width[members]) for name, members in _groups(rows).items()
+        },
         "kendall_tau": float(np.mean(taus)) if taus else None,
         "rows": [
             {
@@ -84,7 +88,8 @@ def validate(path: str | Path, calibration: Calibration | None = None) -> dict[s
     """Predict every row of a CSV that reports throughput and batch.
 
     Returns:
-        {"groups": statistics by all / family / stack, "kendall_tau": mean over clusters of three rows or more, "rows": each row}.
+        {"groups": statistics by all / family / stack, "kendall_tau": mean over clusters of three rows or more,
+        "rows": each row}.
 
     Raises:
         UserError: a broken file, or no usable row.
@@ -98,7 +103,9 @@ def validate(path: str | Path, calibration: Calibration | None = None) -> dict[s
     return _report(rows, log_error, width)
 
 
-def calibrate(path: str | Path, cross_validation: bool = False, base: Calibration | None = None) -> tuple[Calibration, dict[str, Any]]:
+def calibrate(
+    path: str | Path, cross_validation: bool = False, base: Calibration | None = None
+) -> tuple[Calibration, dict[str, Any]]:
     """Fit a calibration; with `cross_validation` its intervals come from clusters that the fit did not see.
 
     With `base` that calibration is adapted to the rows of one's own cluster instead (three rows or more are useful).
@@ -115,7 +122,11 @@ def calibrate(path: str | Path, cross_validation: bool = False, base: Calibratio
     for family in ("dense", "moe"):
         size = np.abs(held_out[[row.family == family for row in rows]])
         # Without cross-validation the fit's own errors are too small: widened by the ratio seen on the shipped table.
-        spread[family] = round(max(0.03, float(np.quantile(size, 0.8)) * (1.0 if cross_validation else 1.8)), 4) if len(size) else 0.25
+        spread[family] = (
+            round(max(0.03, float(np.quantile(size, 0.8)) * (1.0 if cross_validation else 1.8)), 4)
+            if len(size)
+            else 0.25
+        )
     spread |= {"new_family": 0.15, "new_architecture": 0.2}
     origin = {
         "command": f"tenfold planner calibrate {Path(path).name}" + (" --cross-validation" if cross_validation else ""),
@@ -123,7 +134,11 @@ def calibrate(path: str | Path, cross_validation: bool = False, base: Calibratio
         "families": sorted({fitting.stack_release(row.plan.stack)[0] for row in rows}),
         "architectures": sorted({row.hardware.architecture for row in rows}),
         "fitted": error_statistics(fitted),
-        "cross_validated": {name: error_statistics(held_out[m]) for name, m in _groups(rows).items() if not name.startswith("stack")} if cross_validation else None,
+        "cross_validated": {
+            name: error_statistics(held_out[m]) for name, m in _groups(rows).items() if not name.startswith("stack")
+        }
+        if cross_validation
+        else None,
     }
     if base:
         spread = dict(base.spread)
@@ -134,9 +149,13 @@ def calibrate(path: str | Path, cross_validation: bool = False, base: Calibratio
     report = _report(rows, fitted, width)
     if cross_validation:
         report["cross_validation"] = error_statistics(held_out, width) | {
-            family: error_statistics(held_out[m], width[m]) for family, m in _groups(rows).items() if family in ("dense", "moe")
+            family: error_statistics(held_out[m], width[m])
+            for family, m in _groups(rows).items()
+            if family in ("dense", "moe")
         }
-        report["cross_validation_rows"] = {row.identity: float(np.exp(e) - 1) for row, e in zip(rows, held_out, strict=True)}
+        report["cross_validation_rows"] = {
+            row.identity: float(np.exp(e) - 1) for row, e in zip(rows, held_out, strict=True)
+        }
     return calibration, report
 
 
@@ -170,7 +189,8 @@ A100_RUNS = (
 def a100_runs(calibration: Calibration | None = None) -> list[dict[str, Any]]:
     """Predicted beside published step time and memory of the eight A100 runs.
 
-    Weights and optimizer are those of a middle rank, which is what the publication gives (18 bytes times parameters over devices).
+    Weights and optimizer are those of a middle rank, which is what the publication gives (18 bytes times parameters
+    over devices).
     """
     answers = []
     for run in A100_RUNS:
@@ -181,8 +201,17 @@ def a100_runs(calibration: Calibration | None = None) -> list[dict[str, Any]]:
             ("none", False, None, run.plain_activation_gib),
         ):
             plan = Plan(
-                tp=run.tp, pp=run.pp, vpp=run.vpp, mbs=run.mbs, gbs=run.gbs, seq=2048, precision="fp16", recompute=policy,
-                sequence_parallel=sequence_parallel, fsdp=0, stack="megatron-2021/22",
+                tp=run.tp,
+                pp=run.pp,
+                vpp=run.vpp,
+                mbs=run.mbs,
+                gbs=run.gbs,
+                seq=2048,
+                precision="fp16",
+                recompute=policy,
+                sequence_parallel=sequence_parallel,
+                fsdp=0,
+                stack="megatron-2021/22",
             )
             estimate = simulate(model, cluster, plan, calibration)
             middle = estimate.memory[run.pp // 2]
@@ -214,7 +243,8 @@ H800_TRACE = {
 
 
 def h800_chunk(calibration: Calibration | None = None) -> dict[str, tuple[float, float]]:
-    """The chunk pair of the H800 trace predicted from shapes alone: 4 MoE layers forward beside 4 backward, EP 64, TP 1, sequence 4096.
+    """The chunk pair of the H800 trace predicted from shapes alone: 4 MoE layers forward beside 4 backward, EP 64, TP
+    1, sequence 4096.
 
     Returns:
         Quantity -> (predicted, measured); milliseconds but for the hidden share of communication.
@@ -222,8 +252,18 @@ def h800_chunk(calibration: Calibration | None = None) -> dict[str, tuple[float,
     calibration = calibration or load_calibration()
     model, cluster = Model.preset("deepseek-v3"), Cluster.preset("H800", 2048)
     plan = Plan(
-        pp=16, vpp=2, ep=64, mbs=1, gbs=15360, seq=4096, precision="fp8", schedule="dualpipev", dispatch="dedup", ep_overlap=True,
-        recompute="fine-grained", stack="hai-llm-2024",
+        pp=16,
+        vpp=2,
+        ep=64,
+        mbs=1,
+        gbs=15360,
+        seq=4096,
+        precision="fp8",
+        schedule="dualpipev",
+        dispatch="dedup",
+        ep_overlap=True,
+        recompute="fine-grained",
+        stack="hai-llm-2024",
     )
     p = plan_vector(plan, cluster.devices, attention_unfused(plan.stack))
     c = calibration.resolve(cluster.hardware, model, plan)
@@ -244,7 +284,8 @@ def h800_chunk(calibration: Calibration | None = None) -> dict[str, tuple[float,
 
 @dataclass(frozen=True)
 class KernelTrace:
-    """Figures of a recorded kernel trace: span and busy milliseconds of compute and communication, and the share of it that is hidden."""
+    """Figures of a recorded kernel trace: span and busy milliseconds of compute and communication, and the share of
+    it that is hidden."""
 
     span_ms: float
     compute_ms: float
@@ -260,11 +301,16 @@ def read_kernel_trace(path: str | Path, communication_stream: int = 1) -> Kernel
     """
     try:
         with Path(path).open(newline="", encoding="utf-8") as file:
-            kernels = [(int(r["stream"]), float(r["start_us"]), float(r["start_us"]) + float(r["dur_us"]), r["category"]) for r in csv.DictReader(file)]
+            kernels = [
+                (int(r["stream"]), float(r["start_us"]), float(r["start_us"]) + float(r["dur_us"]), r["category"])
+                for r in csv.DictReader(file)
+            ]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: not a kernel trace with columns stream, start_us, dur_us, category ({error})") from None
+        raise UserError(
+            f"{path}: not a kernel trace with columns stream, start_us, dur_us, category ({error})"
+        ) from None
     if not kernels:
         raise UserError(f"{path}: no kernels")
 
@@ -278,7 +324,9 @@ def read_kernel_trace(path: str | Path, communication_stream: int = 1) -> Kernel
         return merged
 
     compute = union([(s, e) for stream, s, e, _ in kernels if stream != communication_stream])
-    comm = union([(s, e) for stream, s, e, name in kernels if stream == communication_stream and name.startswith("ep_")])
+    comm = union(
+        [(s, e) for stream, s, e, name in kernels if stream == communication_stream and name.startswith("ep_")]
+    )
     overlap = sum(max(0.0, min(a[1], b[1]) - max(a[0], b[0])) for a in compute for b in comm)
     total = sum(e - s for s, e in comm)
     span = max(e for _, _, e, _ in kernels) - min(s for _, s, _, _ in kernels)
@@ -286,7 +334,15 @@ def read_kernel_trace(path: str | Path, communication_stream: int = 1) -> Kernel
 
 
 def plan_placement(
-    path: Path, key: str, devices: int, decay: float, period: int, threshold: float, replicas: int | None, groups: int, nodes: int
+    path: Path,
+    key: str,
+    devices: int,
+    decay: float,
+    period: int,
+    threshold: float,
+    replicas: int | None,
+    groups: int,
+    nodes: int,
 ) -> dict[str, Any]:
     """Place experts by recorded loads; see `tenfold.planner.cli.placement`.
 
@@ -324,7 +380,9 @@ def plan_placement(
     for step in range(steps):
         if step >= warm and steps > 1:
             before.append(placement.fullness(placement.device_loads(loads[step], first, devices)).mean())
-            after.append(placement.fullness(placement.device_loads(loads[step], planner.device_of_expert, devices)).mean())
+            after.append(
+                placement.fullness(placement.device_loads(loads[step], planner.device_of_expert, devices)).mean()
+            )
         decision = planner.observe(loads[step])
         migrations += int(decision.migrated.sum()) if decision else 0
     if steps == 1:

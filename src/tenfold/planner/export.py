@@ -1,6 +1,7 @@
 """Launch flags of a plan for Megatron-LM, MindSpeed and torchtitan, as lists of arguments.
 
-Flag names: Megatron-LM core_r0.12 arguments.py, MindSpeed feature documents (2025), torchtitan JobConfig (2025). The plan's layout is what is
+Flag names: Megatron-LM core_r0.12 arguments.py, MindSpeed feature documents (2025), torchtitan JobConfig (2025). The
+plan's layout is what is
 exported; data, optimizer and paths are the user's.
 """
 
@@ -76,18 +77,38 @@ def megatron_flags(model: Model, plan: Plan) -> list[str]:
     if plan.recompute == "full":
         flags += ["--recompute-granularity full", "--recompute-method uniform", "--recompute-num-layers 1"]
     elif plan.recompute in ("selective", "fine-grained", "moe"):
-        modules = {"selective": "core_attn", "moe": "layernorm moe", "fine-grained": "layernorm moe_act" + (" mla_up_proj" if model.attention == "mla" else "")}
+        modules = {
+            "selective": "core_attn",
+            "moe": "layernorm moe",
+            "fine-grained": "layernorm moe_act" + (" mla_up_proj" if model.attention == "mla" else ""),
+        }
         flags += ["--recompute-granularity selective", f"--recompute-modules {modules[plan.recompute]}"]
-    flags.append({"bf16": "--bf16", "fp16": "--fp16", "fp8": "--bf16 --fp8-format hybrid", "mxfp8": "--bf16 --fp8-format e4m3 --fp8-recipe mxfp8"}[plan.precision])
+    flags.append(
+        {
+            "bf16": "--bf16",
+            "fp16": "--fp16",
+            "fp8": "--bf16 --fp8-format hybrid",
+            "mxfp8": "--bf16 --fp8-format e4m3 --fp8-recipe mxfp8",
+        }[plan.precision]
+    )
     return flags
 
 
 def mindspeed_flags(model: Model, plan: Plan) -> list[str]:
     """Megatron's arguments with MindSpeed's switches for the features it adds."""
-    flags = [flag for flag in megatron_flags(model, plan) if not flag.startswith(("--moe-enable-deepep", "--overlap-moe-expert", "--expert-model-parallel-size"))]
+    flags = [
+        flag
+        for flag in megatron_flags(model, plan)
+        if not flag.startswith(("--moe-enable-deepep", "--overlap-moe-expert", "--expert-model-parallel-size"))
+    ]
     if model.experts:
         flags.append(f"--expert-model-parallel-size {plan.ep}")
-        flags = ["--moe-token-dispatcher-type alltoall_seq" if f.startswith("--moe-token-dispatcher-type") and plan.tp_extend_ep else f for f in flags]
+        flags = [
+            "--moe-token-dispatcher-type alltoall_seq"
+            if f.startswith("--moe-token-dispatcher-type") and plan.tp_extend_ep
+            else f
+            for f in flags
+        ]
         if plan.tp_extend_ep:
             flags.append("--moe-tp-extend-ep")
         if plan.dispatch == "hierarchical":
@@ -97,7 +118,9 @@ def mindspeed_flags(model: Model, plan: Plan) -> list[str]:
         if plan.recompute == "fine-grained":
             flags.append("--moe-zero-memory level0")
     if plan.schedule == "dualpipev":
-        flags = [flag for flag in flags if not flag.startswith("--num-virtual-stages")] + ["--schedules-method dualpipev"]
+        flags = [flag for flag in flags if not flag.startswith("--num-virtual-stages")] + [
+            "--schedules-method dualpipev"
+        ]
     if plan.noop_slots:
         first = model.layers
         flags.append("--noop-layers " + ",".join(str(first + i) for i in range(plan.noop_slots)))
@@ -142,7 +165,8 @@ def torchtitan_flags(model: Model, plan: Plan) -> list[str]:
 
 
 def launch_flags(framework: str, model: Model, cluster: Cluster, plan: Plan) -> list[str]:
-    """The flags of a valid plan for a framework. Raises UserError for an unknown framework or a plan that cannot run."""
+    """The flags of a valid plan for a framework. Raises UserError for an unknown framework or a plan that cannot
+    run."""
     plan = check_plan(model, cluster, plan)
     makers = {"megatron": megatron_flags, "mindspeed": mindspeed_flags, "torchtitan": torchtitan_flags}
     if framework not in makers:

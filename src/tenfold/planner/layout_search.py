@@ -1,4 +1,5 @@
-"""Search over layouts and over model shapes: score everything by closed forms, event-simulate the best, give a reason for every rejected plan."""
+"""Search over layouts and over model shapes: score everything by closed forms, event-simulate the best, give a reason
+for every rejected plan."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ _ADVICE = {
 
 @dataclass(frozen=True)
 class Space:
-    """Values that the search combines; each field a tuple. Values that cannot suit model or cluster are left out by `space_for`."""
+    """Values that the search combines; each field a tuple. Values that cannot suit model or cluster are left out by
+    `space_for`."""
 
     tp: tuple[int, ...]
     pp: tuple[int, ...]
@@ -132,10 +134,18 @@ def space_for(model: Model, cluster: Cluster, plan: Plan) -> Space:
     """The default space: sizes that suit the model and the cluster, all schedules and policies."""
     node = cluster.hardware.per_node
     tp = tuple(t for t in _powers(min(max(node, 8), 16)) if model.heads % t == 0)
-    pp = tuple(n for n in (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 64) if n <= min(model.layers, cluster.devices) and cluster.devices % n == 0)
+    pp = tuple(
+        n
+        for n in (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 64)
+        if n <= min(model.layers, cluster.devices) and cluster.devices % n == 0
+    )
     vpp = tuple(n for n in (1, 2, 3, 4, 5, 6, 8) if n == 1 or n * 2 <= model.layers)
     cp = (1,) if plan.seq <= 8192 else tuple(c for c in _powers(16) if plan.seq // c >= 2048)
-    ep = tuple(e for e in _powers(min(model.experts, cluster.devices)) if model.experts % e == 0) if model.experts else (1,)
+    ep = (
+        tuple(e for e in _powers(min(model.experts, cluster.devices)) if model.experts % e == 0)
+        if model.experts
+        else (1,)
+    )
     # Kernels that send a token once per node and forward inside it (DeepEP and its kin) exist for NVLink systems.
     dispatch = DISPATCH if cluster.hardware.architecture in ("hopper", "blackwell") else ("flat", "hierarchical")
     return Space(
@@ -146,7 +156,15 @@ def space_for(model: Model, cluster: Cluster, plan: Plan) -> Space:
         ep=ep,
         tp_extend_ep=(False, True) if model.experts else (False,),
         mbs=(1, 2, 4),
-        schedule=("none", "1f1b", "interleaved", "zb-h1", "zb-v", "dualpipev", *(("adaptive",) if model.experts else ())),
+        schedule=(
+            "none",
+            "1f1b",
+            "interleaved",
+            "zb-h1",
+            "zb-v",
+            "dualpipev",
+            *(("adaptive",) if model.experts else ()),
+        ),
         recompute=("none", "fine-grained", "full"),
         swap=(False, True),
         dispatch=dispatch if model.experts and max(ep) * max(tp) > node else ("flat",),
@@ -174,7 +192,8 @@ def _grid(space: Space) -> Iterator[dict[str, np.ndarray]]:
 
 
 def _meaningless(g: dict[str, np.ndarray], model: Model) -> np.ndarray:
-    """Combinations that only repeat another one (a swap without fine-grained choice, a dispatch without experts ...)."""
+    """Combinations that only repeat another one (a swap without fine-grained choice, a dispatch without experts
+    ...)."""
     schedule = g["schedule"]
     index = SCHEDULES.index
     chunked = (schedule == index("interleaved")) | (schedule == index("adaptive"))
@@ -229,11 +248,20 @@ def _vector(g: dict[str, np.ndarray], plan: Plan, cluster: Cluster, unfused: boo
 
 
 # Share of a layer's forward that each item costs to make again; the closed form's stand-in for the knapsack.
-_FREE_FIRST = (("combine input", 0.01), ("activation", 0.03), ("norms", 0.03), ("dispatched tokens", 0.15), ("query-key-value", 0.2), ("up projection", 0.3),
-               ("attention output", 0.2))
+_FREE_FIRST = (
+    ("combine input", 0.01),
+    ("activation", 0.03),
+    ("norms", 0.03),
+    ("dispatched tokens", 0.15),
+    ("query-key-value", 0.2),
+    ("up projection", 0.3),
+    ("attention output", 0.2),
+)
 
 
-def score(model: Model, cluster: Cluster, plan: Plan, g: dict[str, np.ndarray], calibration: Calibration) -> dict[str, np.ndarray]:
+def score(
+    model: Model, cluster: Cluster, plan: Plan, g: dict[str, np.ndarray], calibration: Calibration
+) -> dict[str, np.ndarray]:
     """Closed-form throughput and memory of many plans at once.
 
     Args:
@@ -243,12 +271,15 @@ def score(model: Model, cluster: Cluster, plan: Plan, g: dict[str, np.ndarray], 
         calibration: coefficients.
 
     Returns:
-        Columns: tokens (tokens/s/device, 0 where rejected), code (index of the reason), memory (GiB), and plain memory (GiB, nothing recomputed).
+        Columns: tokens (tokens/s/device, 0 where rejected), code (index of the reason), memory (GiB), and plain
+            memory (GiB, nothing recomputed).
     """
     s = shape_vector(model)
     unfused = attention_unfused(plan.stack)
     p = _vector(g, plan, cluster, unfused)
-    u = unit_seconds(s, hardware_vector(cluster.hardware, plan.precision), p, calibration.resolve(cluster.hardware, model, plan))
+    u = unit_seconds(
+        s, hardware_vector(cluster.hardware, plan.precision), p, calibration.resolve(cluster.hardware, model, plan)
+    )
     world = cluster.devices
     index = SCHEDULES.index
     schedule = g["schedule"]
@@ -262,7 +293,11 @@ def score(model: Model, cluster: Cluster, plan: Plan, g: dict[str, np.ndarray], 
     if model.experts:
         reject(world % (pp * p.ep * p.etp) != 0, 2)
     reject(plan.gbs % (p.dp * p.mbs) != 0, 3)
-    least = np.where(schedule == index("dualpipev"), 2 * pp, np.where(schedule == index("adaptive"), pp + 1, np.where(schedule == 0, 1, pp)))
+    least = np.where(
+        schedule == index("dualpipev"),
+        2 * pp,
+        np.where(schedule == index("adaptive"), pp + 1, np.where(schedule == 0, 1, pp)),
+    )
     reject(m < least, 4)
     looped = (schedule == index("interleaved")) | (schedule == index("adaptive"))
     reject(looped & (np.mod(m, pp) != 0), 5)
@@ -274,11 +309,16 @@ def score(model: Model, cluster: Cluster, plan: Plan, g: dict[str, np.ndarray], 
     capacity = np.ceil(layers / parts)
     missing = capacity * parts - layers
     paired = p.paired > 0
-    moe_f, moe_b = np.where(paired, u.moe_pair_forward, u.moe_forward), np.where(paired, u.moe_pair_backward, u.moe_backward)
+    moe_f, moe_b = (
+        np.where(paired, u.moe_pair_forward, u.moe_forward),
+        np.where(paired, u.moe_pair_backward, u.moe_backward),
+    )
     layer = moe_f + moe_b if model.experts else u.dense_forward + u.dense_backward
     hold = np.where((p.chunked > 0) | (pp == 1), 0.0, 2.0 * u.send)
     total = s.moe_layers * (moe_f + moe_b) + s.dense_layers * (u.dense_forward + u.dense_backward)
-    mtp = u.mtp_forward + u.mtp_backward + ((moe_f + moe_b) - (u.moe_forward + u.moe_backward) if model.experts else 0.0)
+    mtp = (
+        u.mtp_forward + u.mtp_backward + ((moe_f + moe_b) - (u.moe_forward + u.moe_backward) if model.experts else 0.0)
+    )
     total = total + s.mtp * mtp + u.head_forward + u.head_backward + u.embed_forward + u.embed_backward
     last = u.head_forward + u.head_backward + s.mtp * mtp
     # No-op slots are taken from the rank of the head first.
@@ -286,16 +326,25 @@ def score(model: Model, cluster: Cluster, plan: Plan, g: dict[str, np.ndarray], 
     full_rank = (capacity * vpp - np.floor(np.maximum(missing - taken, 0.0) / np.maximum(pp - 1, 1))) * layer
     last_rank = (capacity * vpp - taken) * layer + last
     rank_time = np.maximum(np.maximum(full_rank, last_rank), total / pp) + hold
-    # Chunks of a rank take turns round by round, so a heavy last chunk holds up its round whatever the rank's other chunks weigh: fully where
+    # Chunks of a rank take turns round by round, so a heavy last chunk holds up its round whatever the rank's other
+    # chunks weigh: fully where
     # forward and backward are joined, by about two fifths where they alternate (seen in the event simulation).
     last_chunk = np.maximum(capacity - taken, 0.0) * layer + last
-    rank_time = rank_time + np.where(looped, np.maximum(last_chunk - capacity * layer, 0.0), 0.0) * np.where(paired, 1.0, 0.4)
+    rank_time = rank_time + np.where(looped, np.maximum(last_chunk - capacity * layer, 0.0), 0.0) * np.where(
+        paired, 1.0, 0.4
+    )
     mean_time = total / pp + hold
     weight = (s.moe_layers * u.moe_weight + s.dense_layers * u.dense_weight) / pp
     chunk = mean_time / vpp
     zero = np.maximum(mean_time - 2.0 * weight, 0.1 * mean_time)
     bubble = np.where(
-        schedule == index("zb-h1"), (pp - 1) * zero, np.where(schedule == index("zb-v"), (pp - 1) * 0.25 * zero, np.where(schedule == index("dualpipev"), (pp - 1) * 0.5 * zero, (pp - 1) * chunk))
+        schedule == index("zb-h1"),
+        (pp - 1) * zero,
+        np.where(
+            schedule == index("zb-v"),
+            (pp - 1) * 0.25 * zero,
+            np.where(schedule == index("dualpipev"), (pp - 1) * 0.5 * zero, (pp - 1) * chunk),
+        ),
     )
     sends = np.where(pp > 1, 2.0 * (parts - 1) * u.send, 0.0)
 
@@ -310,15 +359,24 @@ def score(model: Model, cluster: Cluster, plan: Plan, g: dict[str, np.ndarray], 
     drop = recompute_drops("moe")
     kept_moe = whole - sum(items[name] for name in drop if name in items)
     full = 2.0 * tokens * s.hidden / np.where(p.sequence_parallel > 0, p.tp, 1.0)
-    per_layer = np.where(policy == RECOMPUTE.index("full"), full, np.where(policy == RECOMPUTE.index("moe"), kept_moe, whole))
-    dense_params = (parameters(model) - model.vocab * model.hidden * (1 if model.tied else 2) - s.moe_layers * s.experts * (s.up_factor + 1) * s.hidden * s.moe_ffn) / (pp * p.tp)
+    per_layer = np.where(
+        policy == RECOMPUTE.index("full"), full, np.where(policy == RECOMPUTE.index("moe"), kept_moe, whole)
+    )
+    dense_params = (
+        parameters(model)
+        - model.vocab * model.hidden * (1 if model.tied else 2)
+        - s.moe_layers * s.experts * (s.up_factor + 1) * s.hidden * s.moe_ffn
+    ) / (pp * p.tp)
     expert_params = s.moe_layers * s.experts * (s.up_factor + 1) * s.hidden * s.moe_ffn / (pp * p.ep * p.etp)
     dense_params = dense_params + model.vocab * model.hidden / p.tp
     group = p.dp * p.cp
     expert_group = np.maximum(world / (pp * p.ep * p.etp), 1.0)
     everything = dense_params + expert_params
     shard = dense_params / group + expert_params / expert_group
-    static = np.where(p.fsdp >= 3, 2.0 * shard, 2.0 * everything) + np.where(p.fsdp >= 2, shard, everything) * plan.gradient_bytes
+    static = (
+        np.where(p.fsdp >= 3, 2.0 * shard, 2.0 * everything)
+        + np.where(p.fsdp >= 2, shard, everything) * plan.gradient_bytes
+    )
     static = static + 12.0 * np.where(p.fsdp >= 1, shard, everything)
     static = static + CONTEXT_GIB * GIB + np.where(policy == RECOMPUTE.index("full"), whole, 0.0)
     limit = usable_gib(cluster, plan) * GIB
@@ -342,7 +400,9 @@ def score(model: Model, cluster: Cluster, plan: Plan, g: dict[str, np.ndarray], 
         left = left - used
     memory = static + held * per_layer - saved
     reject(memory > limit * 1.0001, 7)
-    seconds = (m * (rank_time + again) + bubble * (1.0 + again / np.maximum(mean_time, 1e-12)) + sends + u.step) * u.factor
+    seconds = (
+        m * (rank_time + again) + bubble * (1.0 + again / np.maximum(mean_time, 1e-12)) + sends + u.step
+    ) * u.factor
     throughput = plan.gbs * plan.seq / seconds / world
     return {
         "tokens": np.where(code == 0, throughput, 0.0),
@@ -394,9 +454,17 @@ def _change_that_fits(columns: dict[str, np.ndarray], index: int, context: dict[
         ("recompute full", {"recompute": full, "swap": 0.0}),
         (f"mbs {int(base['mbs'] / 2)}", {"mbs": base["mbs"] / 2}),
         ("fsdp 1", {"fsdp": 1.0}),
-        *((f"{name} {int(base[name] * factor)}", {name: base[name] * factor}) for factor in (2, 4, 8) for name in ("ep", "tp", "pp", "cp")),
+        *(
+            (f"{name} {int(base[name] * factor)}", {name: base[name] * factor})
+            for factor in (2, 4, 8)
+            for name in ("ep", "tp", "pp", "cp")
+        ),
     ]
-    usable = [(words, change) for words, change in changes if all(value >= 1 or name in ("swap", "recompute") for name, value in change.items())]
+    usable = [
+        (words, change)
+        for words, change in changes
+        if all(value >= 1 or name in ("swap", "recompute") for name, value in change.items())
+    ]
     grid = {name: np.array([{**base, **change}[name] for _, change in usable]) for name in names}
     answer = score(context["model"], context["cluster"], context["plan"], grid, context["calibration"])
     fits = np.flatnonzero(answer["code"] == 0)
@@ -413,7 +481,9 @@ def _simulate_one(task: tuple[Model, Cluster, Plan, Calibration]) -> Estimate | 
         return str(error)
 
 
-def run_tasks(function: Callable[[Any], Any], tasks: list[Any], processes: int | None = None, backend: str = "processes") -> list[Any]:
+def run_tasks(
+    function: Callable[[Any], Any], tasks: list[Any], processes: int | None = None, backend: str = "processes"
+) -> list[Any]:
     """Map over tasks in this process (1), in several processes (default: all usable cores), or on a Ray cluster.
 
     Raises:
@@ -430,7 +500,11 @@ def run_tasks(function: Callable[[Any], Any], tasks: list[Any], processes: int |
         return list(ray.get([remote.remote(task) for task in tasks]))
     if backend != "processes":
         raise UserError(f"backend: unknown {backend!r}: choose processes or ray")
-    workers = processes or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else processes or os.cpu_count() or 1
+    workers = (
+        processes or len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else processes or os.cpu_count() or 1
+    )
     if workers <= 1 or len(tasks) < 64:
         return [function(task) for task in tasks]
     from concurrent.futures import ProcessPoolExecutor
@@ -496,13 +570,20 @@ def search(
     tokens = columns["tokens"]
     feasible = int((columns["code"] == 0).sum())
     reasons = {_REASONS[code]: count for code, count in sorted(Counter(columns["code"].tolist()).items()) if code}
-    context = {"model": model, "cluster": cluster, "plan": plan, "calibration": calibration, "limit": usable_gib(cluster, plan)}
+    context = {
+        "model": model,
+        "cluster": cluster,
+        "plan": plan,
+        "calibration": calibration,
+        "limit": usable_gib(cluster, plan),
+    }
     if not feasible:
         nearest = int(np.argmin(np.where(columns["code"] == 7, columns["memory"], np.inf)))
         words = _plan_at(columns, nearest, plan).describe()
         if (columns["code"] == 7).any():
             raise UserError(
-                f"memory: no plan fits {context['limit']:.0f} GiB; the smallest needs {columns['memory'][nearest]:.0f} GiB ({words}): "
+                f"memory: no plan fits {context['limit']:.0f} GiB; the smallest needs "
+                f"{columns['memory'][nearest]:.0f} GiB ({words}): "
                 f"{_change_that_fits(columns, nearest, context)}"
             )
         raise UserError(f"gbs: no plan suits {cluster.devices} devices and gbs {plan.gbs}: {reasons}")
@@ -515,7 +596,9 @@ def search(
         if isinstance(answer, str):
             reasons[answer.split(":")[0]] = reasons.get(answer.split(":")[0], 0) + 1
         elif not answer.fits:
-            reasons["memory over the limit (event simulation)"] = reasons.get("memory over the limit (event simulation)", 0) + 1
+            reasons["memory over the limit (event simulation)"] = (
+                reasons.get("memory over the limit (event simulation)", 0) + 1
+            )
     estimates.sort(key=lambda estimate: -estimate.tokens_per_s_per_device)
     return SearchResult(
         best=estimates[:top],
@@ -538,7 +621,10 @@ def closed_form_score(model: Model, cluster: Cluster, plan: Plan, calibration: C
     if plan.stack == "auto":
         plan = plan.replace(stack=default_stack(cluster.hardware))
     values = {
-        **{name: float(getattr(plan, name)) for name in ("tp", "pp", "vpp", "cp", "ep", "tp_extend_ep", "mbs", "swap", "fsdp")},
+        **{
+            name: float(getattr(plan, name))
+            for name in ("tp", "pp", "vpp", "cp", "ep", "tp_extend_ep", "mbs", "swap", "fsdp")
+        },
         "schedule": float(SCHEDULES.index(plan.resolved_schedule())),
         "recompute": float(RECOMPUTE.index(plan.recompute)),
         "dispatch": float(DISPATCH.index(plan.dispatch)),
@@ -557,21 +643,37 @@ class ShapeCandidate:
     estimate: Estimate
 
 
-def shape_candidates(model: Model, tolerance: float = 0.03, hidden: Sequence[int] = (), layers: Sequence[int] = (), experts: Sequence[int] = (), topk: Sequence[int] = ()) -> list[Model]:
+def shape_candidates(
+    model: Model,
+    tolerance: float = 0.03,
+    hidden: Sequence[int] = (),
+    layers: Sequence[int] = (),
+    experts: Sequence[int] = (),
+    topk: Sequence[int] = (),
+) -> list[Model]:
     """Shapes with the total and active parameters of `model`, within `tolerance`.
 
-    The expert width follows from the total, the top-k from the active parameters, so that each combination has at most one shape.
+    The expert width follows from the total, the top-k from the active parameters, so that each combination has at
+    most one shape.
     """
-    hiddens = list(hidden) or sorted({round(model.hidden * f / 256) * 256 for f in (0.8, 0.9, 1.0, 1.1, 1.2)} | {model.hidden})
-    depths = list(layers) or sorted({max(model.first_dense + 2, model.layers + d) for d in (-16, -8, -5, -3, -1, 0, 1, 3, 5, 8, 16)})
+    hiddens = list(hidden) or sorted(
+        {round(model.hidden * f / 256) * 256 for f in (0.8, 0.9, 1.0, 1.1, 1.2)} | {model.hidden}
+    )
+    depths = list(layers) or sorted(
+        {max(model.first_dense + 2, model.layers + d) for d in (-16, -8, -5, -3, -1, 0, 1, 3, 5, 8, 16)}
+    )
     counts = list(experts) or ([model.experts // 2, model.experts, model.experts * 2] if model.experts else [0])
     tops = list(topk) or ([max(1, model.topk // 2), model.topk, model.topk * 2] if model.experts else [0])
     total, active = parameters(model), parameters(model, active=True)
     found = []
     for width, depth, count, k in itertools.product(hiddens, depths, counts, tops):
-        base = dataclasses.replace(model, name=f"h{width}-L{depth}" + (f"-E{count}-k{k}" if count else ""), hidden=width, layers=depth)
+        base = dataclasses.replace(
+            model, name=f"h{width}-L{depth}" + (f"-E{count}-k{k}" if count else ""), hidden=width, layers=depth
+        )
         if model.experts:
-            unit = dataclasses.replace(base, experts=count, topk=k, moe_ffn=128, shared_ffn=128 * max(model.shared_experts, 0))
+            unit = dataclasses.replace(
+                base, experts=count, topk=k, moe_ffn=128, shared_ffn=128 * max(model.shared_experts, 0)
+            )
             flat = dataclasses.replace(unit, moe_ffn=0, shared_ffn=0)
             slope = (parameters(unit) - parameters(flat)) / 128
             ffn = round((total - parameters(flat)) / slope / 16) * 16 if slope else 0
@@ -581,7 +683,11 @@ def shape_candidates(model: Model, tolerance: float = 0.03, hidden: Sequence[int
             slope = (parameters(unit) - parameters(flat)) / 128
             ffn = round((total - parameters(flat)) / slope / 16) * 16
             shape = dataclasses.replace(base, ffn=ffn)
-        if ffn < 64 or abs(parameters(shape) / total - 1) > tolerance or abs(parameters(shape, active=True) / active - 1) > max(tolerance, 0.1):
+        if (
+            ffn < 64
+            or abs(parameters(shape) / total - 1) > tolerance
+            or abs(parameters(shape, active=True) / active - 1) > max(tolerance, 0.1)
+        ):
             continue
         found.append(shape)
     return found
@@ -590,18 +696,28 @@ def shape_candidates(model: Model, tolerance: float = 0.03, hidden: Sequence[int
 def _best_layout(task: tuple[Model, Cluster, Plan, Calibration, Space | None]) -> Estimate | str:
     model, cluster, plan, calibration, space = task
     try:
-        return search(model, cluster, plan, top=1, simulate_best=12, space=space, calibration=calibration, processes=1).best[0]
+        return search(
+            model, cluster, plan, top=1, simulate_best=12, space=space, calibration=calibration, processes=1
+        ).best[0]
     except (UserError, IndexError) as error:
         return str(error)
 
 
 def search_shapes(
-    shapes: list[Model], cluster: Cluster, plan: Plan, top: int = 10, space: Space | None = None, calibration: Calibration | None = None,
-    processes: int | None = None, backend: str = "processes",
+    shapes: list[Model],
+    cluster: Cluster,
+    plan: Plan,
+    top: int = 10,
+    space: Space | None = None,
+    calibration: Calibration | None = None,
+    processes: int | None = None,
+    backend: str = "processes",
 ) -> list[ShapeCandidate]:
     """The best layout of every shape, fastest shape first (tokens/s; parameters are equal by construction)."""
     calibration = calibration or load_calibration()
-    answers = run_tasks(_best_layout, [(shape, cluster, plan, calibration, space) for shape in shapes], processes, backend)
+    answers = run_tasks(
+        _best_layout, [(shape, cluster, plan, calibration, space) for shape in shapes], processes, backend
+    )
     found = [
         ShapeCandidate(shape, parameters(shape), parameters(shape, active=True), answer)
         for shape, answer in zip(shapes, answers, strict=True)

@@ -1,6 +1,7 @@
 """Device memory: itemised per stage, and the exact choice of what to recompute or swap.
 
-Activation bytes follow the tensors that autograd keeps. For a dense layer with four-fold feed-forward, dropout and unfused attention they
+Activation bytes follow the tensors that autograd keeps. For a dense layer with four-fold feed-forward, dropout and
+unfused attention they
 sum to s*b*h/t * (34 + 5*a*s/h), the closed form of Korthikanti et al. (2205.05198, equation 4).
 """
 
@@ -15,7 +16,7 @@ import numpy as np
 from tenfold.core.console import UserError
 from tenfold.planner.config import Cluster, Model, Plan
 from tenfold.planner.operators import PlanVector, UnitSeconds
-from tenfold.planner.pipeline import Stage
+from tenfold.planner.pipeline import Stage, partition
 from tenfold.planner.shapes import ShapeVector, attention_weights, ffn_weights, norm_weights, shape_vector
 from tenfold.planner.simulation import flight_profile
 
@@ -60,7 +61,11 @@ def layer_items(s: ShapeVector, p: PlanVector, fp8: Any = 0.0) -> dict[str, dict
     kept = 2.0 - fp8
     mla = s.latent > 0
     head_width = s.core_flops / 2.0  # heads * (d_qk + d_v)
-    queries = np.where(mla, 2.0 * own * (2.0 * s.heads * s.head_dim + head_width - s.heads * s.head_dim), 2.0 * own * (s.heads * s.head_dim + s.key_value_width))
+    queries = np.where(
+        mla,
+        2.0 * own * (2.0 * s.heads * s.head_dim + head_width - s.heads * s.head_dim),
+        2.0 * own * (s.heads * s.head_dim + s.key_value_width),
+    )
     value = head_width - s.heads * s.head_dim
     masks = 2.0 * own * s.hidden * p.unfused
     # Megatron's sequence-parallel norm outputs are sharded and gathered again in the backward.
@@ -100,7 +105,8 @@ def recompute_drops(policy: str) -> tuple[str, ...]:
 
 
 def activation_bytes(s: ShapeVector, p: PlanVector, policy: str, fp8: Any = 0.0) -> tuple[Any, Any]:
-    """Kept bytes of a dense and of a MoE layer under a policy of `RECOMPUTE` (fine-grained before its choice: everything)."""
+    """Kept bytes of a dense and of a MoE layer under a policy of `RECOMPUTE` (fine-grained before its choice:
+    everything)."""
     items = layer_items(s, p, fp8)
     if policy == "full":
         tokens = p.mbs * p.seq / p.cp
@@ -158,7 +164,9 @@ def stage_parameters(model: Model, stage: Stage, plan: Plan) -> tuple[float, flo
     dense = stage.dense * (layer + ffn_weights(model, model.ffn)) + stage.moe * (layer + moe_shared)
     expert = stage.moe * model.experts * ffn_weights(model, model.moe_ffn)
     if stage.mtp:
-        dense += stage.mtp * (layer + 2 * model.hidden**2 + (moe_shared if model.experts else ffn_weights(model, model.ffn)))
+        dense += stage.mtp * (
+            layer + 2 * model.hidden**2 + (moe_shared if model.experts else ffn_weights(model, model.ffn))
+        )
         expert += stage.mtp * model.experts * ffn_weights(model, model.moe_ffn)
     table = model.vocab * model.hidden
     # Tied weights are held on the first and the last stage, which exchange their gradients.
@@ -174,7 +182,8 @@ def usable_gib(cluster: Cluster, plan: Plan) -> float:
 
 
 def parameter_state(dense: float, expert: float, plan: Plan, cluster: Cluster) -> tuple[float, float, float]:
-    """Bytes of weights, gradients and optimizer on one device (2 + 4 + 12 bytes a parameter with fp32 gradients, sharded as the ZeRO stage says)."""
+    """Bytes of weights, gradients and optimizer on one device (2 + 4 + 12 bytes a parameter with fp32 gradients,
+    sharded as the ZeRO stage says)."""
     group = plan.data_parallel(cluster.devices) * plan.cp
     expert_group = max(1, cluster.devices // (plan.pp * plan.expert_buckets * plan.etp))
 
@@ -194,7 +203,11 @@ def recompute_items(model: Model, p: PlanVector, u: UnitSeconds, fp8: float, kin
     memory_bound = float(parts["memory-bound"]) / 3.0
     projections = float(operators["projections"])
     latent = s.latent > 0
-    up = float(operators["expert_gemm"] + operators["shared"]) if kind == "moe" else float(parts["matmul"]) / 3.0 - projections
+    up = (
+        float(operators["expert_gemm"] + operators["shared"])
+        if kind == "moe"
+        else float(parts["matmul"]) / 3.0 - projections
+    )
     seconds = {
         "norms": 0.35 * memory_bound,
         "query-key-value": projections * (0.6 if latent else 0.55),
@@ -212,7 +225,8 @@ def recompute_items(model: Model, p: PlanVector, u: UnitSeconds, fp8: float, kin
 
 @dataclass(frozen=True)
 class Choice:
-    """Answer of the knapsack: how many layers recompute or swap each item, what it saves (bytes) and costs (seconds)."""
+    """Answer of the knapsack: how many layers recompute or swap each item, what it saves (bytes) and costs
+    (seconds)."""
 
     recompute: tuple[int, ...]
     swap: tuple[int, ...]
@@ -222,7 +236,9 @@ class Choice:
 
 
 @lru_cache(maxsize=4096)
-def choose_items(sizes: tuple[float, ...], costs: tuple[float, ...], counts: tuple[int, ...], need: float, swap_budget: float) -> Choice | None:
+def choose_items(
+    sizes: tuple[float, ...], costs: tuple[float, ...], counts: tuple[int, ...], need: float, swap_budget: float
+) -> Choice | None:
     """The cheapest set of items that frees `need` bytes, exactly (to 16 MiB).
 
     Args:
@@ -233,7 +249,8 @@ def choose_items(sizes: tuple[float, ...], costs: tuple[float, ...], counts: tup
         swap_budget: bytes that may move to the host for free, because the transfer hides under the stage's compute.
 
     Returns:
-        The choice, or None when everything together frees too little. Freed bytes are rounded down and `need` up, so the answer always fits.
+        The choice, or None when everything together frees too little. Freed bytes are rounded down and `need` up, so
+        the answer always fits.
     """
     if need <= 0:
         return Choice((0,) * len(sizes), (0,) * len(sizes), 0.0, 0.0, 0.0)
@@ -283,18 +300,26 @@ def choose_items(sizes: tuple[float, ...], costs: tuple[float, ...], counts: tup
         use -= int(np.ceil(sizes[index] * take / lane)) if kind == 2 else 0
         state = max(state - int(sizes[index] * take / bucket), 0)
     saved = sum(size * (r + w) for size, r, w in zip(sizes, recompute, swapped, strict=True))
-    return Choice(tuple(recompute), tuple(swapped), saved, total, sum(size * w for size, w in zip(sizes, swapped, strict=True)))
+    return Choice(
+        tuple(recompute), tuple(swapped), saved, total, sum(size * w for size, w in zip(sizes, swapped, strict=True))
+    )
 
 
 def stage_memory(
-    model: Model, cluster: Cluster, plan: Plan, stages: list[Stage], p: PlanVector, u: UnitSeconds, microbatch_seconds: list[float]
+    model: Model,
+    cluster: Cluster,
+    plan: Plan,
+    stages: list[Stage],
+    p: PlanVector,
+    u: UnitSeconds | None,
+    microbatch_seconds: list[float],
 ) -> list[StageMemory]:
     """Memory of every pipeline rank.
 
     Args:
         model, cluster, plan: what is simulated.
         stages: from `pipeline.partition`.
-        p, u: plan vector and unit seconds (recompute costs).
+        p, u: plan vector and unit seconds (recompute costs; None chooses nothing).
         microbatch_seconds: forward and backward seconds of one micro-batch on every rank; bounds what a swap can hide.
 
     Returns:
@@ -329,7 +354,10 @@ def stage_memory(
         if head:
             working += tokens * model.vocab / plan.tp * 8.0
         if plan.recompute in ("full", "moe"):
-            working += max(whole_moe if any(x.moe for x in held_layers) else 0.0, whole_dense if any(x.dense for x in held_layers) else 0.0)
+            working += max(
+                whole_moe if any(x.moe for x in held_layers) else 0.0,
+                whole_dense if any(x.dense for x in held_layers) else 0.0,
+            )
         if plan.fsdp >= 3:
             layer = max((sum(stage_parameters(model, x, plan)) / max(1, x.layers) for x in held_layers), default=0.0)
             working += 2.0 * 2.0 * layer
@@ -337,7 +365,7 @@ def stage_memory(
         in_flight = int(flight[worst].sum()) if len(flight) else 0
         choice = None
         items: list[tuple[str, Item]] = []
-        if plan.recompute == "fine-grained" and static + activations > limit:
+        if u is not None and plan.recompute == "fine-grained" and static + activations > limit:
             counts: list[int] = []
             held_count: dict[str, float] = {}
             for kind in ("dense", "moe"):
@@ -354,7 +382,11 @@ def stage_memory(
             per_copy = max(1.0, max(held_count.values(), default=1.0))
             budget = host * microbatch_seconds[rank] * 0.5 * per_copy if plan.swap else 0.0
             choice = choose_items(
-                tuple(item.size for _, item in items), tuple(item.seconds for _, item in items), tuple(counts), static + activations - limit, budget
+                tuple(item.size for _, item in items),
+                tuple(item.seconds for _, item in items),
+                tuple(counts),
+                static + activations - limit,
+                budget,
             )
             if choice is None:
                 # Even everything does not fit: show the best that can be done.
@@ -371,7 +403,9 @@ def stage_memory(
                 activations=max(0.0, activations - saved) / GIB,
                 working=working / GIB,
                 in_flight=in_flight,
-                recomputed={name: n for (name, _), n in zip(items, choice.recompute, strict=True) if n} if choice else {},
+                recomputed={name: n for (name, _), n in zip(items, choice.recompute, strict=True) if n}
+                if choice
+                else {},
                 swapped={name: n for (name, _), n in zip(items, choice.swap, strict=True) if n} if choice else {},
                 saved=saved / GIB,
                 extra_seconds=choice.seconds if choice else 0.0,
@@ -393,22 +427,26 @@ _TYPICAL_COST = {
 
 
 def inferred_recompute(model: Model, cluster: Cluster, plan: Plan, p: PlanVector) -> float:
-    """Share of the forward that must be repeated for a plan to fit, cheapest items first; 0 when everything fits, 1 for whole layers.
+    """Share of the forward that must be repeated for a plan to fit, cheapest items first; 0 when everything fits, 1
+    for whole layers.
 
-    For published rows that leave recomputation to an unpublished recipe: the recipe fitted, so this much was repeated at least.
+    For published rows that leave recomputation to an unpublished recipe: the recipe fitted, so this much was repeated
+        at least.
     """
-    from tenfold.planner.pipeline import partition
-
     plain = plan.replace(recompute="none", swap=False)
-    memories = stage_memory(model, cluster, plain, partition(model, plain), p, UnitSeconds(*[0.0] * 19, parts={}), [0.0] * plan.pp)
+    memories = stage_memory(model, cluster, plain, partition(model, plain), p, None, [0.0] * plan.pp)
     worst = max(memories, key=lambda memory: memory.total)
     excess = worst.total - usable_gib(cluster, plan)
     if excess <= 0 or worst.activations <= 0:
         return 0.0
-    sizes = layer_items(shape_vector(model), p, float(plan.precision.endswith("fp8")))["moe" if model.experts else "dense"]
+    sizes = layer_items(shape_vector(model), p, float(plan.precision.endswith("fp8")))[
+        "moe" if model.experts else "dense"
+    ]
     whole = sum(float(size) for size in sizes.values())
     need, share = excess / worst.activations, 0.0
-    for name, cost in sorted(_TYPICAL_COST.items(), key=lambda pair: pair[1] / max(float(sizes.get(pair[0], 0.0)), 1e-9)):
+    for name, cost in sorted(
+        _TYPICAL_COST.items(), key=lambda pair: pair[1] / max(float(sizes.get(pair[0], 0.0)), 1e-9)
+    ):
         part = float(sizes.get(name, 0.0)) / whole
         if part <= 0:
             continue
@@ -434,7 +472,8 @@ def check_memory(cluster: Cluster, plan: Plan, memories: list[StageMemory]) -> U
 
 
 def peak_chunks(schedule: Any, pp: Any, vpp: Any, microbatches: Any) -> Any:
-    """Closed form of the chunks that the first rank holds (elementwise; schedule as index into `config.SCHEDULES`); the search's estimate."""
+    """Closed form of the chunks that the first rank holds (elementwise; schedule as index into `config.SCHEDULES`);
+    the search's estimate."""
     looped = (vpp - 1) * pp + 2 * (pp - 1) + 1
     one = np.minimum(pp, microbatches)
     values = [

@@ -1,6 +1,7 @@
 """Seconds of operators and layers on one device: the equations, with every coefficient named.
 
-All functions work on floats and, element by element, on NumPy arrays (rows of a table, or candidate plans of a search), so that calibration,
+All functions work on floats and, element by element, on NumPy arrays (rows of a table, or candidate plans of a
+search), so that calibration,
 search and a single estimate run the same lines.
 """
 
@@ -64,7 +65,8 @@ class PlanVector:
 
 @dataclass
 class Coefficients:
-    """Calibrated numbers of one (hardware, stack, precision); see `calibration.PRIORS` for meaning, unit and source of each."""
+    """Calibrated numbers of one (hardware, stack, precision); see `calibration.PRIORS` for meaning, unit and source
+    of each."""
 
     gemm_efficiency: Any
     fp8_gain: Any
@@ -108,8 +110,10 @@ class Coefficients:
 class UnitSeconds:
     """Seconds of the building blocks of one micro-batch on one device.
 
-    Forward and backward of a dense layer, a MoE layer, head with loss, embedding and a multi-token-prediction layer; the weight-gradient part of
-    the backward; MoE layers inside a joined forward-backward pair; one p2p send; what a step adds once; the factor for large clusters.
+    Forward and backward of a dense layer, a MoE layer, head with loss, embedding and a multi-token-prediction layer;
+    the weight-gradient part of
+    the backward; MoE layers inside a joined forward-backward pair; one p2p send; what a step adds once; the factor
+    for large clusters.
     """
 
     dense_forward: Any
@@ -192,7 +196,16 @@ def soft_max(a: Any, b: Any) -> Any:
     return top * ((a / top) ** 4 + (b / top) ** 4) ** 0.25
 
 
-def gemm_seconds(rows: Any, inner: Any, outer: Any, rate: Any, memory: Any, c: Coefficients, count: Any = 1.0, backward_bytes: bool = False) -> Any:
+def gemm_seconds(
+    rows: Any,
+    inner: Any,
+    outer: Any,
+    rate: Any,
+    memory: Any,
+    c: Coefficients,
+    count: Any = 1.0,
+    backward_bytes: bool = False,
+) -> Any:
     """Seconds of `count` products [rows, inner] x [inner, outer].
 
     Args:
@@ -201,7 +214,8 @@ def gemm_seconds(rows: Any, inner: Any, outer: Any, rate: Any, memory: Any, c: C
         memory: usable bytes/s.
         c: coefficients (half-saturation of rows and width).
         count: number of equal products.
-        backward_bytes: the product accumulates into fp32 gradients (8 bytes a weight) instead of reading bf16 weights (2 bytes).
+        backward_bytes: the product accumulates into fp32 gradients (8 bytes a weight) instead of reading bf16 weights
+            (2 bytes).
     """
     # Kernels work in whole tiles: 256 wide, 128 deep.
     work = 2.0 * count * rows * np.ceil(inner / 128.0) * 128.0 * np.ceil(outer / 256.0) * 256.0
@@ -238,12 +252,19 @@ def unit_seconds(s: ShapeVector, h: HardwareVector, p: PlanVector, c: Coefficien
         rows = np.where(split > 0, tokens, own)
         # The output projection is split along its inner side, the others along their outer side.
         is_output = (index == last) | ((outer == s.hidden) & (index == 1))
-        attention_gemms.append((rows, np.where(is_output, inner / share, inner), np.where(is_output, outer, outer / share)))
+        attention_gemms.append(
+            (rows, np.where(is_output, inner / share, inner), np.where(is_output, outer, outer / share))
+        )
     attn_f, attn_i, attn_w = products(attention_gemms)
     full_keys = p.seq / 2.0
     keys = s.window_share * np.minimum(s.window, full_keys) + (1 - s.window_share) * full_keys
     keys = np.where(p.unfused > 0, p.seq, keys)
-    core_rate = h.peak_bf16 * c.attention_efficiency * saturation(p.seq, c.attention_ramp) * saturation(s.head_dim, c.attention_width)
+    core_rate = (
+        h.peak_bf16
+        * c.attention_efficiency
+        * saturation(p.seq, c.attention_ramp)
+        * saturation(s.head_dim, c.attention_width)
+    )
     core_f = tokens / p.tp * s.core_flops * keys / core_rate
     score_f = p.unfused * tokens / p.tp * s.heads * p.seq * c.score_bytes / memory
     core_f, core_b = core_f + score_f, core_f * np.where(p.unfused > 0, 2.0, c.attention_backward) + 2.0 * score_f
@@ -272,11 +293,17 @@ def unit_seconds(s: ShapeVector, h: HardwareVector, p: PlanVector, c: Coefficien
     for inner, outer in ((s.hidden, up * s.moe_ffn / p.etp), (s.moe_ffn / p.etp, s.hidden)):
         expert_f = expert_f + gemm_seconds(rows_per_expert, inner, outer, expert_rate, memory, c, local_experts)
         expert_i = expert_i + gemm_seconds(rows_per_expert, outer, inner, expert_rate, memory, c, local_experts)
-        expert_w = expert_w + gemm_seconds(rows_per_expert, inner, outer, expert_rate, memory, c, local_experts, backward_bytes=True)
-    shared_f, shared_i, shared_w = products([(tokens, s.hidden, up * s.shared_ffn / p.tp), (tokens, s.shared_ffn / p.tp, s.hidden)])
+        expert_w = expert_w + gemm_seconds(
+            rows_per_expert, inner, outer, expert_rate, memory, c, local_experts, backward_bytes=True
+        )
+    shared_f, shared_i, shared_w = products(
+        [(tokens, s.hidden, up * s.shared_ffn / p.tp), (tokens, s.shared_ffn / p.tp, s.hidden)]
+    )
     router_f, router_i, router_w = products([(own, s.hidden, experts)], rate16)
     routed_f = copies * s.hidden * (c.routed_bytes + 0.5 * h.fp8 * c.cast_bytes) / 3.0 / memory
-    routed_f = routed_f + copies / p.etp * (1.0 + s.up_factor) * s.moe_ffn * c.activation_bytes / 3.0 / memory + act_shared
+    routed_f = (
+        routed_f + copies / p.etp * (1.0 + s.up_factor) * s.moe_ffn * c.activation_bytes / 3.0 / memory + act_shared
+    )
     routed_b = 2.0 * routed_f
 
     # Communication of one layer.
@@ -288,21 +315,30 @@ def unit_seconds(s: ShapeVector, h: HardwareVector, p: PlanVector, c: Coefficien
     regather = 1.0 + 0.5 * p.sequence_parallel
     ring = (p.cp - 1.0) * tokens * 2.0 * s.key_value_width / p.tp
     ring_rate = np.where(p.tp * p.cp > h.per_node, inter, intra)
-    cp_f = soft_max(np.maximum(ring / ring_rate - core_f, 0.0), c.exposed_cp * ring / ring_rate) * np.where(p.cp > 1, 1.0, 0.0)
-    cp_b = soft_max(np.maximum(2.0 * ring / ring_rate - core_b, 0.0), c.exposed_cp * 2.0 * ring / ring_rate) * np.where(p.cp > 1, 1.0, 0.0)
+    cp_f = soft_max(np.maximum(ring / ring_rate - core_f, 0.0), c.exposed_cp * ring / ring_rate) * np.where(
+        p.cp > 1, 1.0, 0.0
+    )
+    cp_b = soft_max(np.maximum(2.0 * ring / ring_rate - core_b, 0.0), c.exposed_cp * 2.0 * ring / ring_rate) * np.where(
+        p.cp > 1, 1.0, 0.0
+    )
     span = p.ep * p.etp
-    phase = collectives.expert_phase_seconds(own, 2.0 * s.hidden * skew, s.topk, span, h.per_node, p.dispatch, intra, inter)
+    phase = collectives.expert_phase_seconds(
+        own, 2.0 * s.hidden * skew, s.topk, span, h.per_node, p.dispatch, intra, inter
+    )
     phase = (phase + 2e-5) * np.where(span > 1, 1.0, 0.0)
     ep_comm = 2.0 * phase
 
-    # Libraries launch the grouped product (and its casts) expert by expert, so launch time grows with the experts a device holds.
+    # Libraries launch the grouped product (and its casts) expert by expert, so launch time grows with the experts a
+    # device holds.
     host_moe = c.host_moe + c.host_expert * local_experts
 
     # Layers: compute, then exposed communication, then the host's launch time as a floor.
     dense_cf = attn_f + core_f + small_dense_f + ffn_f
     dense_cb = attn_i + attn_w + core_b + small_dense_b + ffn_i + ffn_w
     moe_cf = attn_f + core_f + small_f + expert_f + shared_f + router_f + routed_f
-    moe_cb = attn_i + attn_w + core_b + small_b + expert_i + expert_w + shared_i + shared_w + router_i + router_w + routed_b
+    moe_cb = (
+        attn_i + attn_w + core_b + small_b + expert_i + expert_w + shared_i + shared_w + router_i + router_w + routed_b
+    )
     ep_exposed = np.where(
         p.overlap > 0,
         # Each pass hides behind the other pass of another micro-batch.
@@ -311,7 +347,11 @@ def unit_seconds(s: ShapeVector, h: HardwareVector, p: PlanVector, c: Coefficien
     )
     dense_f = soft_max((dense_cf + tp_dense + cp_f) * c.software, c.host_dense)
     moe_f = soft_max((moe_cf + tp_moe + cp_f + ep_exposed) * c.software, host_moe)
-    share = p.selective * (1 - p.unfused) * c.selective_share + p.fine * c.fine_share + p.unstated * (c.unstated_share + p.inferred)
+    share = (
+        p.selective * (1 - p.unfused) * c.selective_share
+        + p.fine * c.fine_share
+        + p.unstated * (c.unstated_share + p.inferred)
+    )
     core_again = p.selective * p.unfused * core_f
     dense_b = soft_max((dense_cb + tp_dense * regather + cp_b) * c.software, c.host_dense * c.host_backward)
     moe_b = soft_max((moe_cb + tp_moe * regather + cp_b + ep_exposed) * c.software, host_moe * c.host_backward)
@@ -332,7 +372,10 @@ def unit_seconds(s: ShapeVector, h: HardwareVector, p: PlanVector, c: Coefficien
     head_fs, head_bs = (head_f + logits / 2) * c.software, (head_i + head_w + logits / 2) * c.software
     embed = own * s.hidden * 8.0 / memory
     join_f, join_i, join_w = products([(tokens, 2.0 * s.hidden, s.hidden / p.tp)])
-    layer_f, layer_b, layer_w = (np.where(s.experts > 0, a, b) for a, b in ((moe_f, dense_f), (moe_b + moe_again, dense_b + dense_again), (moe_w, dense_w)))
+    layer_f, layer_b, layer_w = (
+        np.where(s.experts > 0, a, b)
+        for a, b in ((moe_f, dense_f), (moe_b + moe_again, dense_b + dense_again), (moe_w, dense_w))
+    )
     mtp_f = layer_f + head_fs + join_f
     mtp_b = layer_b + head_bs + join_i + join_w
 
@@ -384,24 +427,48 @@ def unit_seconds(s: ShapeVector, h: HardwareVector, p: PlanVector, c: Coefficien
         step=step,
         factor=factor,
         parts={
-            "dense": {"matmul": (attn_f + ffn_f + attn_i + attn_w + ffn_i + ffn_w), "attention": core_f + core_b, "memory-bound": small_dense_f + small_dense_b,
-                      "tensor parallel": tp_dense * (1 + regather), "context parallel": cp_f + cp_b, "recompute": dense_again / c.software,
-                      "host": (dense_f + dense_b) / c.software - (dense_cf + dense_cb + tp_dense * (1 + regather) + cp_f + cp_b)},
-            "moe": {"matmul": attn_f + attn_i + attn_w + shared_f + shared_i + shared_w + router_f + router_i + router_w,
-                    "experts": expert_f + expert_i + expert_w, "attention": core_f + core_b, "memory-bound": small_f + small_b + routed_f + routed_b,
-                    "tensor parallel": tp_moe * (1 + regather), "context parallel": cp_f + cp_b, "expert all-to-all": 2 * ep_exposed,
-                    "recompute": moe_again / c.software,
-                    "host": (moe_f + moe_b) / c.software - (moe_cf + moe_cb + tp_moe * (1 + regather) + cp_f + cp_b + 2 * ep_exposed)},
+            "dense": {
+                "matmul": (attn_f + ffn_f + attn_i + attn_w + ffn_i + ffn_w),
+                "attention": core_f + core_b,
+                "memory-bound": small_dense_f + small_dense_b,
+                "tensor parallel": tp_dense * (1 + regather),
+                "context parallel": cp_f + cp_b,
+                "recompute": dense_again / c.software,
+                "host": (dense_f + dense_b) / c.software
+                - (dense_cf + dense_cb + tp_dense * (1 + regather) + cp_f + cp_b),
+            },
+            "moe": {
+                "matmul": attn_f + attn_i + attn_w + shared_f + shared_i + shared_w + router_f + router_i + router_w,
+                "experts": expert_f + expert_i + expert_w,
+                "attention": core_f + core_b,
+                "memory-bound": small_f + small_b + routed_f + routed_b,
+                "tensor parallel": tp_moe * (1 + regather),
+                "context parallel": cp_f + cp_b,
+                "expert all-to-all": 2 * ep_exposed,
+                "recompute": moe_again / c.software,
+                "host": (moe_f + moe_b) / c.software
+                - (moe_cf + moe_cb + tp_moe * (1 + regather) + cp_f + cp_b + 2 * ep_exposed),
+            },
             "step": {"data parallel": dp_exposed + fsdp_exposed, "optimizer": optimizer, "host": c.host_step},
-            "operators": {"attention_forward": core_f, "attention_backward": core_b, "expert_gemm": expert_f, "expert_input": expert_i, "expert_weight": expert_w,
-                          "projections": attn_f, "ep_phase": phase, "shared": shared_f, "one_gather": one_gather},
+            "operators": {
+                "attention_forward": core_f,
+                "attention_backward": core_b,
+                "expert_gemm": expert_f,
+                "expert_input": expert_i,
+                "expert_weight": expert_w,
+                "projections": attn_f,
+                "ep_phase": phase,
+                "shared": shared_f,
+                "one_gather": one_gather,
+            },
             "hidden": {"expert all-to-all": 2 * ep_comm},
         },
     )
 
 
 def local_parameters(s: ShapeVector, p: PlanVector) -> tuple[Any, Any]:
-    """Parameters on one device of a mean pipeline stage: dense part (sharded by tp) and experts (sharded by ep and etp)."""
+    """Parameters on one device of a mean pipeline stage: dense part (sharded by tp) and experts (sharded by ep and
+    etp)."""
     layers = s.dense_layers + s.moe_layers + s.mtp
     ffn = (s.up_factor + 1.0) * s.hidden
     dense = layers * s.attention_weight + s.dense_layers * ffn * s.ffn + (s.moe_layers + s.mtp) * ffn * s.shared_ffn

@@ -29,7 +29,8 @@ class Stage:
 
 
 def partition(model: Model, plan: Plan, head_weight: float = 1.0, mtp_weight: float = 2.0) -> list[Stage]:
-    """Spread the layers over the stages, in order; the no-op slots go where the head, the MTP layers and the embedding already weigh.
+    """Spread the layers over the stages, in order; the no-op slots go where the head, the MTP layers and the
+    embedding already weigh.
 
     Args:
         model: the shape.
@@ -49,7 +50,10 @@ def partition(model: Model, plan: Plan, head_weight: float = 1.0, mtp_weight: fl
     extra[home[0]] += 0.1
     load = [extra[rank] + sum(counts[s] for s in range(parts) if home[s] == rank) for rank in range(plan.pp)]
     for _ in range(capacity * parts - model.layers):
-        rank = max((r for r in range(plan.pp) if any(counts[s] for s in range(parts) if home[s] == r)), key=lambda r: (load[r], r))
+        rank = max(
+            (r for r in range(plan.pp) if any(counts[s] for s in range(parts) if home[s] == r)),
+            key=lambda r: (load[r], r),
+        )
         stage = max(s for s in range(parts) if home[s] == rank and counts[s])
         counts[stage] -= 1
         load[rank] -= 1
@@ -74,17 +78,32 @@ def stage_times(stages: list[Stage], u: UnitSeconds, plan: Plan) -> StageTimes:
     """
 
     def total(stage: Stage, dense: Any, moe: Any, mtp: Any, head: Any, embed: Any) -> float:
-        return float(stage.dense * dense + stage.moe * moe + stage.mtp * mtp + (head if stage.head else 0.0) + (embed if stage.embedding else 0.0))
+        return float(
+            stage.dense * dense
+            + stage.moe * moe
+            + stage.mtp * mtp
+            + (head if stage.head else 0.0)
+            + (embed if stage.embedding else 0.0)
+        )
 
     chunked = plan.vpp > 1 or plan.resolved_schedule() in ("zb-v", "dualpipe", "dualpipev")
     hold = 0.0 if chunked or plan.pp == 1 else float(u.send)
-    forward = [total(s, u.dense_forward, u.moe_forward, u.mtp_forward, u.head_forward, u.embed_forward) + hold for s in stages]
-    backward = [total(s, u.dense_backward, u.moe_backward, u.mtp_backward, u.head_backward, u.embed_backward) + hold for s in stages]
+    forward = [
+        total(s, u.dense_forward, u.moe_forward, u.mtp_forward, u.head_forward, u.embed_forward) + hold for s in stages
+    ]
+    backward = [
+        total(s, u.dense_backward, u.moe_backward, u.mtp_backward, u.head_backward, u.embed_backward) + hold
+        for s in stages
+    ]
     weight = [total(s, u.dense_weight, u.moe_weight, u.mtp_weight, u.head_weight, 0.0) for s in stages]
     # The MTP layer's experts pair as well; its head does not change.
     moe = any(stage.moe for stage in stages)
     mtp_f = u.mtp_forward + (u.moe_pair_forward - u.moe_forward if moe else 0.0)
     mtp_b = u.mtp_backward + (u.moe_pair_backward - u.moe_backward if moe else 0.0)
-    pair_f = [total(s, u.dense_forward, u.moe_pair_forward, mtp_f, u.head_forward, u.embed_forward) + hold for s in stages]
-    pair_b = [total(s, u.dense_backward, u.moe_pair_backward, mtp_b, u.head_backward, u.embed_backward) + hold for s in stages]
+    pair_f = [
+        total(s, u.dense_forward, u.moe_pair_forward, mtp_f, u.head_forward, u.embed_forward) + hold for s in stages
+    ]
+    pair_b = [
+        total(s, u.dense_backward, u.moe_pair_backward, mtp_b, u.head_backward, u.embed_backward) + hold for s in stages
+    ]
     return StageTimes(forward, backward, weight, float(u.send), pair_f, pair_b)

@@ -1,7 +1,8 @@
 """Where experts live: greedy placement from a moving average of loads, and replication by the policy of EPLB.
 
 Every function treats layers as rows and works on all of them at once; only the loop over experts is sequential.
-Sources: load prediction, period and threshold of Pangu Ultra MoE (2505.04519); replication policy of deepseek-ai/EPLB (2412.19437), our own code.
+Sources: load prediction, period and threshold of Pangu Ultra MoE (2505.04519); replication policy of deepseek-ai/EPLB
+(2412.19437), our own code.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ def check_loads(loads: np.ndarray, where: str = "loads") -> np.ndarray:
     """Loads as a finite, non-negative float array [..., experts]. Raises UserError naming the first bad entry."""
     loads = np.asarray(loads)
     if loads.ndim < 1 or loads.size == 0 or loads.dtype.kind not in "iufb":
-        raise UserError(f"{where}: expected a non-empty array of numbers [layers, experts], found shape {loads.shape} of {loads.dtype}")
+        raise UserError(
+            f"{where}: expected a non-empty array of numbers [layers, experts], found shape {loads.shape} of "
+            f"{loads.dtype}"
+        )
     values = loads.astype(np.float64)
     bad = ~np.isfinite(values) | (values < 0)
     if bad.any():
@@ -27,7 +31,8 @@ def check_loads(loads: np.ndarray, where: str = "loads") -> np.ndarray:
 
 
 def pack_balanced(weight: np.ndarray, packs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Give items to packs of equal size, heaviest first, each to the lightest pack that has room (lowest index on ties).
+    """Give items to packs of equal size, heaviest first, each to the lightest pack that has room (lowest index on
+    ties).
 
     Args:
         weight: load of every item [layers, items].
@@ -94,7 +99,8 @@ def device_loads(loads: np.ndarray, device_of_expert: np.ndarray, devices: int) 
 
 
 def variation(load: np.ndarray) -> np.ndarray:
-    """Coefficient of variation (population standard deviation over mean) along the last axis; 0 where nothing is loaded."""
+    """Coefficient of variation (population standard deviation over mean) along the last axis; 0 where nothing is
+    loaded."""
     mean = load.mean(axis=-1)
     return np.divide(load.std(axis=-1), mean, out=np.zeros_like(mean), where=mean > 0)
 
@@ -133,19 +139,26 @@ class PlacementPlanner:
         threshold: smallest fall of the coefficient of variation that is worth a migration.
     """
 
-    def __init__(self, layers: int, experts: int, devices: int, decay: float = 0.9, period: int = 50, threshold: float = 0.08) -> None:
+    def __init__(
+        self, layers: int, experts: int, devices: int, decay: float = 0.9, period: int = 50, threshold: float = 0.08
+    ) -> None:
         if devices < 1 or experts % devices:
             near = [n for n in range(1, experts + 1) if experts % n == 0]
-            raise UserError(f"devices: {experts} experts do not divide over {devices}; valid: {', '.join(map(str, near))}")
+            raise UserError(
+                f"devices: {experts} experts do not divide over {devices}; valid: {', '.join(map(str, near))}"
+            )
         self.devices, self.decay, self.period, self.threshold = devices, decay, period, threshold
         self.device_of_expert = np.tile(np.arange(experts) // (experts // devices), (layers, 1))
         self.predicted: np.ndarray | None = None
         self._step = 0
 
     def observe(self, loads: np.ndarray) -> Rebalance | None:
-        """Take one step's tokens [layers, experts] (already averaged over data-parallel replicas); every `period` steps decide."""
+        """Take one step's tokens [layers, experts] (already averaged over data-parallel replicas); every `period`
+        steps decide."""
         values = check_loads(loads)
-        self.predicted = values.copy() if self.predicted is None else self.decay * self.predicted + (1 - self.decay) * values
+        self.predicted = (
+            values.copy() if self.predicted is None else self.decay * self.predicted + (1 - self.decay) * values
+        )
         self._step += 1
         if self._step % self.period:
             return None
@@ -190,7 +203,8 @@ def _replicate(weight: np.ndarray, slots: int) -> tuple[np.ndarray, np.ndarray, 
 def replicate(loads: np.ndarray, replicas: int, groups: int, nodes: int, devices: int) -> Replication:
     """Replicate hot experts and balance them over devices.
 
-    Hierarchical when nodes divide groups (expert groups are packed to nodes first, so group-limited routing stays inside a node), else global.
+    Hierarchical when nodes divide groups (expert groups are packed to nodes first, so group-limited routing stays
+    inside a node), else global.
 
     Args:
         loads: tokens of every expert [layers, experts].
@@ -205,7 +219,10 @@ def replicate(loads: np.ndarray, replicas: int, groups: int, nodes: int, devices
     layers, experts = weight.shape
     if replicas % devices or replicas < experts:
         near = -(-max(replicas, experts) // devices) * devices
-        raise UserError(f"replicas: {replicas} for {experts} experts on {devices} devices: use a multiple of devices of at least {experts}, nearest {near}")
+        raise UserError(
+            f"replicas: {replicas} for {experts} experts on {devices} devices: use a multiple of devices of at "
+            f"least {experts}, nearest {near}"
+        )
     if experts % groups:
         raise UserError(f"groups: {experts} experts do not divide into {groups} groups")
     if groups % nodes:
@@ -224,8 +241,8 @@ def replicate(loads: np.ndarray, replicas: int, groups: int, nodes: int, devices
     slot_load = np.take_along_axis(per_node / count.astype(np.float32), expert, axis=-1)
     device, seat = pack_balanced(slot_load, devices // nodes)
     slot_of = np.argsort(device * per_device + seat, axis=-1)
-    placed = np.take_along_axis(expert, slot_of, axis=-1).reshape(layers, nodes, -1)
-    placed = (placed + np.arange(0, experts, experts // nodes)[None, :, None]).reshape(layers, -1)
+    inside = np.take_along_axis(expert, slot_of, axis=-1).reshape(layers, nodes, -1)
+    placed = (inside + np.arange(0, experts, experts // nodes)[None, :, None]).reshape(layers, -1)
     physical = np.take_along_axis(logical_of, placed, axis=-1)
     which = np.take_along_axis(copy, slot_of, axis=-1).reshape(layers, -1)
     counts = np.take_along_axis(count.reshape(layers, -1), merged_of, axis=-1)
@@ -242,7 +259,8 @@ def replicated_device_loads(loads: np.ndarray, placed: Replication, devices: int
 
 
 def balance_documents(lengths: np.ndarray, ranks: int) -> np.ndarray:
-    """Rank of every packed document so that attention cost (length squared) is even: longest first, to the least loaded rank."""
+    """Rank of every packed document so that attention cost (length squared) is even: longest first, to the least
+    loaded rank."""
     cost = check_loads(lengths, "lengths") ** 2
     load = np.zeros(ranks)
     rank_of = np.empty(len(cost), dtype=np.int64)

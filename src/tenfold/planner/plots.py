@@ -1,4 +1,5 @@
-"""Pictures: the timeline of a pipeline, the memory of its ranks, where the step goes. Matplotlib is imported when a picture is drawn."""
+"""Pictures: the timeline of a pipeline, the memory of its ranks, where the step goes. Matplotlib is imported when a
+picture is drawn."""
 
 from __future__ import annotations
 
@@ -41,12 +42,26 @@ def draw_timeline(axis: Axes, bars: list[Slice], title: str, labels: bool | None
         chunk = bar.actions[0][1] // max(1, len(ranks))
         groups.setdefault((bar.rank, category(bar), chunk), []).append((bar.start, bar.end - bar.start))
         if labels and len(bar.actions) == 1:
-            axis.text((bar.start + bar.end) / 2, bar.rank, str(bar.actions[0][2]), ha="center", va="center", fontsize=6, color="white")
+            axis.text(
+                (bar.start + bar.end) / 2,
+                bar.rank,
+                str(bar.actions[0][2]),
+                ha="center",
+                va="center",
+                fontsize=6,
+                color="white",
+            )
     many = len(bars) > 400
     for (rank, kind, chunk), spans in groups.items():
         shade = 1.0 - 0.5 * chunk / max(1, stages // max(1, len(ranks)))
         axis.broken_barh(
-            spans, (rank - 0.43, 0.86), facecolors=COLOURS[kind], alpha=shade, edgecolors="white", linewidth=0.1 if many else 0.3, rasterized=many
+            spans,
+            (rank - 0.43, 0.86),
+            facecolors=COLOURS[kind],
+            alpha=shade,
+            edgecolors="white",
+            linewidth=0.1 if many else 0.3,
+            rasterized=many,
         )
     axis.set_yticks(ranks[:: max(1, len(ranks) // 16)])
     axis.set_ylim(max(ranks) + 0.6, -0.6)
@@ -56,12 +71,21 @@ def draw_timeline(axis: Axes, bars: list[Slice], title: str, labels: bool | None
     from matplotlib.patches import Patch
 
     kinds = [kind for kind in COLOURS if any(category(bar) == kind for bar in bars)]
-    axis.legend(handles=[Patch(color=COLOURS[kind], label=kind) for kind in kinds], fontsize=6, ncol=len(kinds), loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    axis.legend(
+        handles=[Patch(color=COLOURS[kind], label=kind) for kind in kinds],
+        fontsize=6,
+        ncol=len(kinds),
+        loc="lower right",
+        bbox_to_anchor=(1.0, 1.0),
+        frameon=False,
+    )
 
 
 def timeline_figure(panels: list[tuple[str, list[Slice]]]) -> Figure:
     """Timelines one below the other, on one time axis."""
-    figure, axes = _figure(len(panels), 10.0, 0.6 + sum(0.9 + 0.13 * (1 + max(b.rank for b in bars)) for _, bars in panels))
+    figure, axes = _figure(
+        len(panels), 10.0, 0.6 + sum(0.9 + 0.13 * (1 + max(b.rank for b in bars)) for _, bars in panels)
+    )
     end = max(bar.end for _, bars in panels for bar in bars)
     for axis, (title, bars) in zip(axes, panels, strict=True):
         draw_timeline(axis, bars, title)
@@ -70,7 +94,9 @@ def timeline_figure(panels: list[tuple[str, list[Slice]]]) -> Figure:
     return figure
 
 
-def memory_figure(memory: tuple[StageMemory, ...] | list[StageMemory], limit_gib: float, title: str = "memory per pipeline rank") -> Figure:
+def memory_figure(
+    memory: tuple[StageMemory, ...] | list[StageMemory], limit_gib: float, title: str = "memory per pipeline rank"
+) -> Figure:
     """Stacked memory of every rank beside the limit."""
     figure, (axis,) = _figure(1, 8.0, 3.0)
     base = [0.0] * len(memory)
@@ -98,7 +124,14 @@ def breakdown_figure(panels: list[tuple[str, dict[str, float]]]) -> Figure:
         left = 0.0
         for name in names:
             seconds = max(0.0, parts.get(name, 0.0))
-            axis.barh(row, seconds, left=left, color=palette[names.index(name) % 20], label=name if row == 0 or not panels[0][1].get(name) else None, height=0.7)
+            axis.barh(
+                row,
+                seconds,
+                left=left,
+                color=palette[names.index(name) % 20],
+                label=name if row == 0 or not panels[0][1].get(name) else None,
+                height=0.7,
+            )
             left += seconds
     axis.set_yticks(range(len(panels)), [label for label, _ in panels], fontsize=7)
     axis.invert_yaxis()

@@ -77,11 +77,17 @@ class Estimate:
 
     def timeline(self, microbatches: int | None = None) -> list[Slice]:
         """Every action of one step (or of its first `microbatches`)."""
-        return simulation.timeline(self.plan.schedule, self.plan.pp, self.plan.vpp, microbatches or self.microbatches, self.times)
+        return simulation.timeline(
+            self.plan.schedule, self.plan.pp, self.plan.vpp, microbatches or self.microbatches, self.times
+        )
 
     def summary(self) -> dict[str, Any]:
         """The figures for JSON, without the timeline's inputs."""
-        keep = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("times", "stages", "model")}
+        keep = {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name not in ("times", "stages", "model")
+        }
         keep["model"] = self.model.name
         keep["peak_memory_gib"] = self.peak_memory_gib
         keep["microbatches"] = self.microbatches
@@ -146,7 +152,8 @@ def simulate(model: Model, cluster: Cluster, plan: Plan, calibration: Calibratio
         tflops_per_device=rate * flops / 1e12,
         mfu=rate * flops / peak,
         mfu_noncausal=rate * flops_per_token(model, plan.seq, "noncausal") / peak,
-        mfu_convention=f"causal attention, recompute not counted, {plan.precision} dense peak {peak / 1e12:.0f} TFLOP/s",
+        mfu_convention=f"causal attention, recompute not counted, {plan.precision} dense peak {peak / 1e12:.0f} "
+        f"TFLOP/s",
         bubble=1.0 - float(np.mean(busy)) / pipeline,
         breakdown=breakdown,
         memory=tuple(memory),
@@ -187,7 +194,14 @@ def _rank_seconds(times: StageTimes, owned: list[int], plan: Plan) -> float:
 
 
 def _breakdown(
-    u: UnitSeconds, stages: list[Stage], plan: Plan, count: int, pipeline: float, busy: float, extra: float, whole: float
+    u: UnitSeconds,
+    stages: list[Stage],
+    plan: Plan,
+    count: int,
+    pipeline: float,
+    busy: float,
+    extra: float,
+    whole: float,
 ) -> dict[str, float]:
     """Seconds of a step by cause, mean over ranks; what pairs hide is taken off the all-to-all."""
     share = 0.5 if plan.schedule == "dualpipe" else 1.0
@@ -197,9 +211,9 @@ def _breakdown(
         if layers:
             for name, seconds in u.parts[kind].items():
                 total[name] = total.get(name, 0.0) + float(seconds) * layers * scale
-    heads = sum(1 for s in stages if s.head) * float(u.head_forward + u.head_backward) + sum(1 for s in stages if s.embedding) * float(
-        u.embed_forward + u.embed_backward
-    )
+    heads = sum(1 for s in stages if s.head) * float(u.head_forward + u.head_backward) + sum(
+        1 for s in stages if s.embedding
+    ) * float(u.embed_forward + u.embed_backward)
     total["head, loss, embedding"] = heads * scale
     mtp = sum(s.mtp for s in stages) * float(u.mtp_forward + u.mtp_backward)
     if mtp:
@@ -208,8 +222,10 @@ def _breakdown(
         total["recompute"] = total.get("recompute", 0.0) + extra
     # What the parts leave out of the busy time: software factor, soft maxima, sends, pairing.
     total["expert all-to-all" if plan.schedule in ("adaptive", "dualpipe", "dualpipev") else "software"] = (
-        total.get("expert all-to-all", 0.0) if plan.schedule in ("adaptive", "dualpipe", "dualpipev") else 0.0
-    ) + busy - sum(total.values())
+        (total.get("expert all-to-all", 0.0) if plan.schedule in ("adaptive", "dualpipe", "dualpipev") else 0.0)
+        + busy
+        - sum(total.values())
+    )
     total["bubble"] = pipeline - busy
     for name, seconds in u.parts["step"].items():
         total[name if name != "host" else "step launch"] = float(seconds)
@@ -217,7 +233,9 @@ def _breakdown(
     return {name: seconds for name, seconds in total.items() if abs(seconds) > 1e-12}
 
 
-def smallest_change(model: Model, cluster: Cluster, plan: Plan, calibration: Calibration | None = None) -> tuple[str, Estimate] | None:
+def smallest_change(
+    model: Model, cluster: Cluster, plan: Plan, calibration: Calibration | None = None
+) -> tuple[str, Estimate] | None:
     """The single change of a plan that makes it fit and costs least throughput; None when no single change does."""
     options: list[dict[str, Any]] = []
     if plan.recompute == "none":
@@ -242,7 +260,9 @@ def smallest_change(model: Model, cluster: Cluster, plan: Plan, calibration: Cal
         except UserError:
             continue
         if estimate.fits and (best is None or estimate.tokens_per_s_per_device > best[1].tokens_per_s_per_device):
-            words = ", ".join(f"{name} {value}" for name, value in change.items() if name != "noop_slots" and value != "auto")
+            words = ", ".join(
+                f"{name} {value}" for name, value in change.items() if name != "noop_slots" and value != "auto"
+            )
             best = (words, estimate)
     return best
 
@@ -253,12 +273,14 @@ def memory_error(estimate: Estimate, cluster: Cluster, calibration: Calibration 
     item, size = max(worst.items().items(), key=lambda pair: pair[1])
     found = smallest_change(estimate.model, cluster, estimate.plan, calibration)
     advice = (
-        f"smallest change that fits: {found[0]} ({found[1].peak_memory_gib:.1f} GiB, {found[1].tokens_per_s_per_device:.0f} tokens/s/device)"
+        f"smallest change that fits: {found[0]} ({found[1].peak_memory_gib:.1f} GiB, "
+        f"{found[1].tokens_per_s_per_device:.0f} tokens/s/device)"
         if found
         else "no single change fits: use more devices, or search"
     )
     return UserError(
-        f"memory: pipeline rank {worst.rank} needs {worst.total:.1f} GiB of {estimate.memory_limit_gib:.1f} GiB usable on {estimate.hardware}; "
+        f"memory: pipeline rank {worst.rank} needs {worst.total:.1f} GiB of {estimate.memory_limit_gib:.1f} GiB "
+        f"usable on {estimate.hardware}; "
         f"largest item {item} {size:.1f} GiB ({worst.in_flight} chunks in flight); {advice}"
     )
 
@@ -269,7 +291,8 @@ class Planner:
     Example:
         >>> from tenfold.planner import Planner, Plan
         >>> planner = Planner.from_pretrained("pangu-ultra-moe", "ascend-800t-a2", devices=6144)
-        >>> planner.simulate(Plan(tp=8, pp=16, vpp=2, ep=4, tp_extend_ep=True, mbs=2, gbs=6144, seq=8192, recompute="fine-grained")).mfu
+        >>> planner.simulate(Plan(tp=8, pp=16, vpp=2, ep=4, tp_extend_ep=True, mbs=2, gbs=6144, seq=8192,
+        recompute="fine-grained")).mfu
     """
 
     def __init__(self, model: Model, cluster: Cluster, calibration: Calibration | None = None) -> None:

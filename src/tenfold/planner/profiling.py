@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ class Operator:
 
 @dataclass(frozen=True)
 class Profile:
-    """What was measured: device name, dtype of the products, memory in GiB, peak TFLOP/s and TB/s seen, and every operator."""
+    """What was measured: device name, dtype of the products, memory in GiB, peak TFLOP/s and TB/s seen, and every
+    operator."""
 
     device: str
     dtype: str
@@ -76,13 +78,22 @@ def profile(device: str, seconds: float) -> Profile:
     with torch.no_grad():
         for rows, inner, outer in ((large, large, large), (large // 8, large, large), (large, large // 8, large)):
             a, b = (torch.randn(shape, device=target, dtype=dtype) for shape in ((rows, inner), (inner, outer)))
-            taken = _best_seconds(lambda a=a, b=b: a @ b, wait, share)
+            taken = _best_seconds(functools.partial(torch.matmul, a, b), wait, share)
             rates.append(2 * rows * inner * outer / taken / 1e12)
             measured.append(Operator("matrix product", f"{rows}x{inner}x{outer}", rates[-1], "TFLOP/s"))
         heads, length, width = 8, large // 4, 64
         q = torch.randn((1, heads, length, width), device=target, dtype=dtype)
-        taken = _best_seconds(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True), wait, share)
-        measured.append(Operator("causal attention", f"{heads} heads x {length} x {width}", 2 * heads * length * length * width / taken / 1e12, "TFLOP/s"))
+        taken = _best_seconds(
+            lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True), wait, share
+        )
+        measured.append(
+            Operator(
+                "causal attention",
+                f"{heads} heads x {length} x {width}",
+                2 * heads * length * length * width / taken / 1e12,
+                "TFLOP/s",
+            )
+        )
         block = torch.empty(large * large, device=target, dtype=dtype)
         other = torch.empty_like(block)
         taken = _best_seconds(lambda: other.copy_(block), wait, share)
@@ -95,10 +106,12 @@ def profile(device: str, seconds: float) -> Profile:
 
 def write_sheet(path: Path, report: Profile) -> None:
     """Write a hardware sheet in YAML that `--hardware` reads; links are placeholders that the user should set."""
-    # The calibrated efficiency is a share of a vendor's peak; a measured peak is divided by it so that predictions meet the measurement.
+    # The calibrated efficiency is a share of a vendor's peak; a measured peak is divided by it so that predictions
+    # meet the measurement.
     text = "\n".join(
         [
-            f"# measured by `tenfold planner profile` on {report.device} ({report.dtype}); set the links of your cluster below",
+            f"# measured by `tenfold planner profile` on {report.device} ({report.dtype}); set the links of "
+            f"your cluster below",
             f"name: {report.device.replace(' ', '-')}",
             "architecture: measured",
             f"bf16: {report.tflops / 0.68:.6g}",

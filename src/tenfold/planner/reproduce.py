@@ -1,6 +1,8 @@
-"""The published claims of Pangu Ultra MoE, predicted: optimised against baseline, 61 layers in 64 slots against 66, the layout's rank in a search.
+"""The published claims of Pangu Ultra MoE, predicted: optimised against baseline, 61 layers in 64 slots against 66,
+the layout's rank in a search.
 
-What the paper's readers could not recover is assumed and said: sequence length 8192, 64 micro-batches, both runs with the published layout.
+What the paper's readers could not recover is assumed and said: sequence length 8192, 64 micro-batches, both runs with
+the published layout.
 """
 
 from __future__ import annotations
@@ -17,18 +19,31 @@ from tenfold.planner.layout_search import SearchResult, closed_form_score, searc
 from tenfold.planner.predictor import Estimate, simulate
 
 PUBLISHED = Plan(
-    tp=8, pp=16, vpp=2, ep=4, tp_extend_ep=True, mbs=2, gbs=6144, seq=8192, schedule="adaptive", recompute="fine-grained", swap=True,
-    dispatch="hierarchical", imbalance=1.0,
+    tp=8,
+    pp=16,
+    vpp=2,
+    ep=4,
+    tp_extend_ep=True,
+    mbs=2,
+    gbs=6144,
+    seq=8192,
+    schedule="adaptive",
+    recompute="fine-grained",
+    swap=True,
+    dispatch="hierarchical",
+    imbalance=1.0,
 )
 DEVICES, BASELINE_DEVICES = 6144, 4096
-# tokens/s of the whole cluster over devices: 1.46M on 6,144 and 0.61M on 4,096 (arXiv 2505.04519, as read by two independent notes).
+# tokens/s of the whole cluster over devices: 1.46M on 6,144 and 0.61M on 4,096 (arXiv 2505.04519, as read by two
+# independent notes).
 PUBLISHED_TOKENS = {"baseline": 0.61e6 / 4096, "optimised": 1.46e6 / 6144}
 PUBLISHED_RATIO = PUBLISHED_TOKENS["optimised"] / PUBLISHED_TOKENS["baseline"]
 PUBLISHED_SLOT_GAIN = 0.15
 
 
 def baseline_plan() -> Plan:
-    """The published layout before the paper's techniques: flat exposed all-to-all, whole-layer recompute, plain interleaving."""
+    """The published layout before the paper's techniques: flat exposed all-to-all, whole-layer recompute, plain
+    interleaving."""
     return PUBLISHED.replace(gbs=4096, schedule="interleaved", recompute="full", swap=False, dispatch="flat")
 
 
@@ -105,9 +120,17 @@ def run(output: Path, rows: Path | None = None) -> dict[str, Any]:
     answer = pangu()
     found, place, place_among_all = pangu_search()
     best = found.best[0]
-    headline = [
-        ["baseline, 4,096 devices: tokens/s/device", answer.baseline.tokens_per_s_per_device, PUBLISHED_TOKENS["baseline"]],
-        ["optimised, 6,144 devices: tokens/s/device", answer.optimised.tokens_per_s_per_device, PUBLISHED_TOKENS["optimised"]],
+    headline: list[list[str | float | None]] = [
+        [
+            "baseline, 4,096 devices: tokens/s/device",
+            answer.baseline.tokens_per_s_per_device,
+            PUBLISHED_TOKENS["baseline"],
+        ],
+        [
+            "optimised, 6,144 devices: tokens/s/device",
+            answer.optimised.tokens_per_s_per_device,
+            PUBLISHED_TOKENS["optimised"],
+        ],
         ["optimised over baseline", answer.ratio, PUBLISHED_RATIO],
         ["MFU of the optimised run (peak 256 TFLOP/s, causal)", answer.optimised.mfu, 0.300],
         ["MFU of the baseline", answer.baseline.mfu, 0.189],
@@ -118,12 +141,17 @@ def run(output: Path, rows: Path | None = None) -> dict[str, Any]:
         ["best plan found: tokens/s/device", best.tokens_per_s_per_device, None],
     ]
     tables = [
-        Table("headline", "Pangu Ultra MoE, predicted beside published", ("quantity", "predicted", "published"), headline),
+        Table(
+            "headline", "Pangu Ultra MoE, predicted beside published", ("quantity", "predicted", "published"), headline
+        ),
         Table(
             "techniques",
             "the paper's techniques one after the other, published layout on 6,144 devices",
             ("plan", "tokens/s/device", "step s", "bubble", "GiB"),
-            [[name, e.tokens_per_s_per_device, e.step_seconds, e.bubble, e.peak_memory_gib] for name, e in answer.steps],
+            [
+                [name, e.tokens_per_s_per_device, e.step_seconds, e.bubble, e.peak_memory_gib]
+                for name, e in answer.steps
+            ],
         ),
         Table(
             "search",
@@ -157,7 +185,12 @@ def run(output: Path, rows: Path | None = None) -> dict[str, Any]:
                 "error of tokens/s/device on published rows (the rows of the calibration), percent",
                 ("rows", "n", "median", "mean", "p90", "bias", "in 80% interval"),
                 [
-                    [name, g["rows"], *(f"{100 * g[k]:.1f}" for k in ("median", "mean", "p90", "bias")), f"{100 * g['covered']:.0f}"]
+                    [
+                        name,
+                        g["rows"],
+                        *(f"{100 * g[k]:.1f}" for k in ("median", "mean", "p90", "bias")),
+                        f"{100 * g['covered']:.0f}",
+                    ]
                     for name, g in report["groups"].items()
                 ],
             )
@@ -171,7 +204,11 @@ def run(output: Path, rows: Path | None = None) -> dict[str, Any]:
             "a100",
             "the eight A100 runs of Korthikanti et al. with one A100 calibration (seconds of a step)",
             ("model", "recompute", "predicted", "published", "error %"),
-            [[r["model"], r["recompute"], r["seconds"], r["published_seconds"], f"{100 * r['error']:+.1f}"] for r in runs if r["seconds"]],
+            [
+                [r["model"], r["recompute"], r["seconds"], r["published_seconds"], f"{100 * r['error']:+.1f}"]
+                for r in runs
+                if r["seconds"]
+            ],
         )
     )
     tables.append(
@@ -190,11 +227,25 @@ def run(output: Path, rows: Path | None = None) -> dict[str, Any]:
                 "cross-validation",
                 "error when the row's cluster (same model and hardware) was left out of the fit, percent",
                 ("rows", "n", "median", "p90", "bias"),
-                [[name, g["rows"], *(f"{100 * g[k]:.1f}" for k in ("median", "p90", "bias"))] for name, g in crossed.items()],
+                [
+                    [name, g["rows"], *(f"{100 * g[k]:.1f}" for k in ("median", "p90", "bias"))]
+                    for name, g in crossed.items()
+                ],
             )
         )
     for table in tables:
-        console.table(list(table.columns), [[f"{c:.4g}" if isinstance(c, float) else ("-" if c is None else c) for c in row] for row in table.rows], table.caption)
+        console.table(
+            list(table.columns),
+            [[f"{c:.4g}" if isinstance(c, float) else ("-" if c is None else c) for c in row] for row in table.rows],
+            table.caption,
+        )
     return write_results(
-        output, room="planner", kind="reproduce", seconds=time.perf_counter() - started, tables=tables, config=PUBLISHED, packages=("tyro", "rich"), **more
+        output,
+        room="planner",
+        kind="reproduce",
+        seconds=time.perf_counter() - started,
+        tables=tables,
+        config=PUBLISHED,
+        packages=("tyro", "rich"),
+        **more,
     )

@@ -1,11 +1,15 @@
 """Pipeline schedules as generators: which action each pipeline rank runs, in which order.
 
-An action is (kind, stage, micro-batch). Kinds: F forward, B full backward, I backward to the input, W backward to the weights. An entry of a
-rank's order is a tuple of one action, or of a forward and a backward that run together. Stage s of `chunks * pp` lives on rank s mod pp
-("loop") or on rank s / 2p-1-s ("v"). DualPipe runs two directions: stage s < pp is direction one on rank s, stage pp + s is the same
+An action is (kind, stage, micro-batch). Kinds: F forward, B full backward, I backward to the input, W backward to the
+weights. An entry of a
+rank's order is a tuple of one action, or of a forward and a backward that run together. Stage s of `chunks * pp`
+lives on rank s mod pp
+("loop") or on rank s / 2p-1-s ("v"). DualPipe runs two directions: stage s < pp is direction one on rank s, stage pp
++ s is the same
 model part of direction two on rank pp-1-s.
 
-Sources: GPipe (1811.06965), 1F1B and interleaved (2104.04473), zero bubble H1 and V (2401.10241), DualPipe (2412.19437) and its V form, adaptive
+Sources: GPipe (1811.06965), 1F1B and interleaved (2104.04473), zero bubble H1 and V (2401.10241), DualPipe
+(2412.19437) and its V form, adaptive
 pipe overlap on interleaved chunks (2505.04519). The orders agree with torch.distributed.pipelining 2.14.
 """
 
@@ -39,7 +43,9 @@ def chunks_per_rank(schedule: str, vpp: int) -> int:
 def check_schedule(schedule: str, pp: int, vpp: int, microbatches: int) -> None:
     """Refuse a schedule that cannot run. Raises UserError with the field, the value and the nearest valid values."""
     if schedule in ("none", "gpipe", "1f1b", "zb-h1") and vpp != 1:
-        raise UserError(f"vpp: schedule {schedule!r} has one chunk per stage, found vpp = {vpp}: use 1, or schedule interleaved")
+        raise UserError(
+            f"vpp: schedule {schedule!r} has one chunk per stage, found vpp = {vpp}: use 1, or schedule interleaved"
+        )
     if schedule == "none" and pp != 1:
         raise UserError(f"schedule: 'none' needs pp = 1, found pp = {pp}: use 1f1b or interleaved")
     if schedule in ("zb-v", "dualpipev") and vpp != 2:
@@ -51,16 +57,31 @@ def check_schedule(schedule: str, pp: int, vpp: int, microbatches: int) -> None:
             raise UserError(f"pp: schedule 'dualpipe' needs an even pp, found {pp}: nearest {pp - 1 or 2}, {pp + 1}")
         if microbatches % 2 or microbatches < 2 * pp:
             near = max(2 * pp, microbatches + microbatches % 2)
-            raise UserError(f"microbatches: schedule 'dualpipe' needs an even number of at least 2*pp = {2 * pp}, found {microbatches}: nearest {near}")
+            raise UserError(
+                f"microbatches: schedule 'dualpipe' needs an even number of at least 2*pp = {2 * pp}, found "
+                f"{microbatches}: nearest {near}"
+            )
     if schedule == "dualpipev" and microbatches < 2 * pp:
-        raise UserError(f"microbatches: schedule 'dualpipev' needs at least 2*pp = {2 * pp}, found {microbatches}: raise gbs or lower mbs, dp or pp")
+        raise UserError(
+            f"microbatches: schedule 'dualpipev' needs at least 2*pp = {2 * pp}, found {microbatches}: raise "
+            f"gbs or lower mbs, dp or pp"
+        )
     if schedule in ("1f1b", "zb-h1", "interleaved", "interleaved-zb", "adaptive", "zb-v") and microbatches < pp:
-        raise UserError(f"microbatches: schedule {schedule!r} needs at least pp = {pp}, found {microbatches}: raise gbs or lower mbs, dp or pp")
+        raise UserError(
+            f"microbatches: schedule {schedule!r} needs at least pp = {pp}, found {microbatches}: raise gbs or "
+            f"lower mbs, dp or pp"
+        )
     if schedule in ("interleaved", "interleaved-zb", "adaptive") and vpp > 1 and microbatches % pp:
         below, above = microbatches // pp * pp, -(-microbatches // pp) * pp
-        raise UserError(f"microbatches: schedule {schedule!r} needs a multiple of pp = {pp}, found {microbatches}: nearest {below or above}, {above}")
+        raise UserError(
+            f"microbatches: schedule {schedule!r} needs a multiple of pp = {pp}, found {microbatches}: nearest "
+            f"{below or above}, {above}"
+        )
     if schedule == "adaptive" and microbatches <= pp:
-        raise UserError(f"microbatches: schedule 'adaptive' needs more than pp = {pp} (gbs > dp*pp*mbs), found {microbatches}: nearest {2 * pp}")
+        raise UserError(
+            f"microbatches: schedule 'adaptive' needs more than pp = {pp} (gbs > dp*pp*mbs), found "
+            f"{microbatches}: nearest {2 * pp}"
+        )
 
 
 class _Rank:
@@ -96,13 +117,16 @@ def _gpipe(pp: int, microbatches: int) -> Order:
 
 
 def _looped(pp: int, vpp: int, microbatches: int, split: bool, extra_warmup: int, pair: bool) -> Order:
-    """1F1B (vpp = 1), interleaved, their zero-bubble forms, and the adaptive form (one more warm-up forward, then pairs)."""
+    """1F1B (vpp = 1), interleaved, their zero-bubble forms, and the adaptive form (one more warm-up forward, then
+    pairs)."""
     rounds = max(1, microbatches // pp)
     per_round = microbatches // rounds
     if vpp == 1:
         per_round = microbatches  # one chunk: rounds have no meaning
     elif microbatches % rounds:
-        raise UserError(f"microbatches: {microbatches} do not split into {rounds} equal rounds: use a multiple of pp = {pp}")
+        raise UserError(
+            f"microbatches: {microbatches} do not split into {rounds} equal rounds: use a multiple of pp = {pp}"
+        )
     total = vpp * microbatches
     order: Order = []
     for rank in range(pp):
@@ -143,7 +167,13 @@ def _zbv(pp: int, microbatches: int) -> Order:
         entries: list[Entry] = []
         counts: Counter[str] = Counter()
 
-        def add(kind: str, chunk: int, entries: list[Entry] = entries, counts: Counter[str] = counts, stages: tuple = (first, second)) -> None:
+        def add(
+            kind: str,
+            chunk: int,
+            entries: list[Entry] = entries,
+            counts: Counter[str] = counts,
+            stages: tuple = (first, second),
+        ) -> None:
             entries.append(((kind, stages[chunk], counts[f"{kind}{chunk}"]),))
             counts[f"{kind}{chunk}"] += 1
 
@@ -176,7 +206,13 @@ def _zbv(pp: int, microbatches: int) -> Order:
     return order
 
 
-def _dual(depth: int, microbatches: int, stages_of: Callable[[int], tuple[int, int]], position_of: Callable[[int], int], ranks: int) -> Order:
+def _dual(
+    depth: int,
+    microbatches: int,
+    stages_of: Callable[[int], tuple[int, int]],
+    position_of: Callable[[int], int],
+    ranks: int,
+) -> Order:
     """The eight steps that DualPipe and DualPipeV share.
 
     Args:
@@ -264,4 +300,7 @@ def generate(schedule: str, pp: int, vpp: int, microbatches: int) -> Order:
             return (one, two) if rank < half else (two, one)
 
         return _dual(half, microbatches // 2, stages_of, lambda rank: min(rank, pp - 1 - rank), pp)
-    raise UserError(f"schedule: unknown {schedule!r}: choose one of none, gpipe, 1f1b, interleaved, zb-h1, interleaved-zb, zb-v, dualpipe, dualpipev, adaptive")
+    raise UserError(
+        f"schedule: unknown {schedule!r}: choose one of none, gpipe, 1f1b, interleaved, zb-h1, interleaved-zb, "
+        f"zb-v, dualpipe, dualpipev, adaptive"
+    )

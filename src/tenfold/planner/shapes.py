@@ -56,11 +56,17 @@ def layer_parameters(model: Model, moe: bool, active: bool = False) -> int:
     if not moe:
         return total + ffn_weights(model, model.ffn)
     routed = model.topk if active else model.experts
-    return total + routed * ffn_weights(model, model.moe_ffn) + ffn_weights(model, model.shared_ffn) + model.hidden * model.experts
+    return (
+        total
+        + routed * ffn_weights(model, model.moe_ffn)
+        + ffn_weights(model, model.shared_ffn)
+        + model.hidden * model.experts
+    )
 
 
 def mtp_parameters(model: Model, active: bool = False) -> int:
-    """Parameters of one multi-token-prediction layer: a decoder layer, the joining projection, three norms; embedding and head shared."""
+    """Parameters of one multi-token-prediction layer: a decoder layer, the joining projection, three norms; embedding
+    and head shared."""
     return layer_parameters(model, bool(model.experts), active) + 2 * model.hidden**2 + 3 * model.hidden
 
 
@@ -79,7 +85,8 @@ def parameters(model: Model, active: bool = False, mtp: bool = False) -> int:
 
 
 def attended_tokens(model: Model, seq: int, convention: Convention = "causal") -> float:
-    """Mean keys that a query meets, averaged over layers: s/2 causal, s non-causal, about the window in windowed layers."""
+    """Mean keys that a query meets, averaged over layers: s/2 causal, s non-causal, about the window in windowed
+    layers."""
     full = seq / 2 if convention == "causal" else float(seq)
     if not model.window or not model.window_every:
         return full

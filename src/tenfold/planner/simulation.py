@@ -1,6 +1,7 @@
 """Event simulation of a pipeline schedule: an action starts when its rank is free and its inputs have arrived.
 
-The order of a schedule is compiled once into a topological list; a run is then one pass over it. Long runs are periodic (the recurrence
+The order of a schedule is compiled once into a topological list; a run is then one pass over it. Long runs are
+periodic (the recurrence
 is linear in the max-plus algebra), so the time for many micro-batches is extended from two shorter runs.
 """
 
@@ -139,7 +140,10 @@ def compile_schedule(schedule: str, pp: int, vpp: int, microbatches: int) -> _Co
             cursor[rank] += 1
     stuck = [rank for rank, line in enumerate(order) if cursor[rank] < len(line)]
     if stuck:
-        raise UserError(f"schedule: {schedule} with pp {pp}, vpp {vpp}, {microbatches} micro-batches waits for itself on rank {stuck[0]}")
+        raise UserError(
+            f"schedule: {schedule} with pp {pp}, vpp {vpp}, {microbatches} micro-batches waits for itself on "
+            f"rank {stuck[0]}"
+        )
     local = [[stage for stage in range(stages) if home[stage] == rank] for rank in range(len(order))]
     flights = []
     for rank, line in enumerate(order):
@@ -157,7 +161,20 @@ def compile_schedule(schedule: str, pp: int, vpp: int, microbatches: int) -> _Co
                     release[where[stage]] -= 1
             steps.append(release)
         flights.append(np.cumsum(np.array(steps or [[0] * len(local[rank])], dtype=np.int32), axis=0))
-    return _Compiled(len(order), stages, rank_of, slot_of, firsts, first_far, seconds, second_far, entries, list(slots), flights, local)
+    return _Compiled(
+        len(order),
+        stages,
+        rank_of,
+        slot_of,
+        firsts,
+        first_far,
+        seconds,
+        second_far,
+        entries,
+        list(slots),
+        flights,
+        local,
+    )
 
 
 def _slot_seconds(compiled: _Compiled, times: StageTimes) -> list[float]:
@@ -186,9 +203,16 @@ def _run(compiled: _Compiled, times: StageTimes) -> tuple[list[float], list[floa
     free = [0.0] * compiled.ranks
     busy = [0.0] * compiled.ranks
     end = [0.0] * (len(compiled.entries) + 1)  # the last element stands for "no input"
-    index = 0
-    columns = zip(compiled.rank, compiled.slot, compiled.first, compiled.first_far, compiled.second, compiled.second_far, strict=True)
-    for rank, slot, first, far, second, second_far in columns:
+    columns = zip(
+        compiled.rank,
+        compiled.slot,
+        compiled.first,
+        compiled.first_far,
+        compiled.second,
+        compiled.second_far,
+        strict=True,
+    )
+    for index, (rank, slot, first, far, second, second_far) in enumerate(columns):
         start = free[rank]
         arrival = end[first] + send if far else end[first]
         if arrival > start:
@@ -200,22 +224,23 @@ def _run(compiled: _Compiled, times: StageTimes) -> tuple[list[float], list[floa
         length = seconds[slot]
         busy[rank] += length
         free[rank] = end[index] = start + length
-        index += 1
     return end[:-1], busy
 
 
 def makespan(schedule: str, pp: int, vpp: int, microbatches: int, times: StageTimes) -> float:
     """Seconds from the first action to the last.
 
-    More than about six rounds of pp micro-batches are extended from five and four rounds: the steady state repeats every round.
+    Long runs are extended from two shorter ones, a period apart: the steady state repeats.
     """
-    period = 2 * pp if schedule == "dualpipe" else pp
-    rounds = microbatches // period
-    if rounds <= 7 or microbatches * vpp < 64:
+    # With one chunk a rank, every micro-batch repeats the one before; with several, every round of pp.
+    single = schedule in ("1f1b", "zb-h1")
+    period = max(1, pp // 4) if single else (2 * pp if schedule == "dualpipe" else pp)
+    warm = 2 * pp if single else 5 * period
+    if microbatches <= warm + 2 * period or microbatches * vpp < 64:
         end, _ = _run(compile_schedule(schedule, pp, vpp, microbatches), times)
         return max(end)
-    rest = microbatches % period
-    short, long = 5 * period + rest, 6 * period + rest
+    short = warm + (microbatches - warm) % period
+    long = short + period
     one = max(_run(compile_schedule(schedule, pp, vpp, short), times)[0])
     two = max(_run(compile_schedule(schedule, pp, vpp, long), times)[0])
     return two + (two - one) * (microbatches - long) / period

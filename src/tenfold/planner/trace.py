@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import defaultdict
 from dataclasses import dataclass
@@ -26,15 +27,27 @@ def _nanoseconds(bars: list[Slice]) -> list[tuple[Slice, int, int]]:
 
 
 def chrome_trace(bars: list[Slice], name: str = "pipeline") -> dict[str, Any]:
-    """The timeline as a Chrome trace object (chrome://tracing, ui.perfetto.dev): one thread per pipeline rank, microseconds."""
+    """The timeline as a Chrome trace object (chrome://tracing, ui.perfetto.dev): one thread per pipeline rank,
+    microseconds."""
     events: list[dict[str, Any]] = [{"ph": "M", "pid": 0, "name": "process_name", "args": {"name": name}}]
     for rank in sorted({bar.rank for bar in bars}):
-        events.append({"ph": "M", "pid": 0, "tid": rank, "name": "thread_name", "args": {"name": f"pipeline rank {rank}"}})
+        events.append(
+            {"ph": "M", "pid": 0, "tid": rank, "name": "thread_name", "args": {"name": f"pipeline rank {rank}"}}
+        )
         events.append({"ph": "M", "pid": 0, "tid": rank, "name": "thread_sort_index", "args": {"sort_index": rank}})
     for bar, start, end in _nanoseconds(bars):
         arguments = {"stage": [a[1] for a in bar.actions], "microbatch": [a[2] for a in bar.actions]}
         events.append(
-            {"ph": "X", "pid": 0, "tid": bar.rank, "ts": start / 1e3, "dur": (end - start) / 1e3, "name": bar.name, "cat": category(bar), "args": arguments}
+            {
+                "ph": "X",
+                "pid": 0,
+                "tid": bar.rank,
+                "ts": start / 1e3,
+                "dur": (end - start) / 1e3,
+                "name": bar.name,
+                "cat": category(bar),
+                "args": arguments,
+            }
         )
     return {"displayTimeUnit": "ms", "traceEvents": events}
 
@@ -60,19 +73,31 @@ def _field(number: int, value: int | bytes | str) -> bytes:
 def perfetto_trace(bars: list[Slice], name: str = "pipeline") -> bytes:
     """The timeline in Perfetto's own format: a Trace message of TracePackets, one track per rank.
 
-    Field numbers are those of perfetto_trace.proto: Trace.packet 1; TracePacket timestamp 8, trusted_packet_sequence_id 10, track_event 11,
-    track_descriptor 60; TrackEvent type 9, track_uuid 11, categories 22, name 23; TrackDescriptor uuid 1, name 2, process 3, parent_uuid 5.
+    Field numbers are those of perfetto_trace.proto: Trace.packet 1; TracePacket timestamp 8,
+    trusted_packet_sequence_id 10, track_event 11,
+    track_descriptor 60; TrackEvent type 9, track_uuid 11, categories 22, name 23; TrackDescriptor uuid 1, name 2,
+    process 3, parent_uuid 5.
     """
     packets = []
     root = 1
     process = _field(1, 1) + _field(6, name)
     packets.append(_field(10, 1) + _field(60, _field(1, root) + _field(2, name) + _field(3, process)))
     for rank in sorted({bar.rank for bar in bars}):
-        packets.append(_field(10, 1) + _field(60, _field(1, 100 + rank) + _field(2, f"pipeline rank {rank}") + _field(5, root)))
+        packets.append(
+            _field(10, 1) + _field(60, _field(1, 100 + rank) + _field(2, f"pipeline rank {rank}") + _field(5, root))
+        )
     events: list[tuple[int, int, bytes]] = []
     for bar, start, end in _nanoseconds(bars):
         track = 100 + bar.rank
-        events.append((start, 1, _field(8, start) + _field(10, 1) + _field(11, _field(9, 1) + _field(11, track) + _field(22, category(bar)) + _field(23, bar.name))))
+        events.append(
+            (
+                start,
+                1,
+                _field(8, start)
+                + _field(10, 1)
+                + _field(11, _field(9, 1) + _field(11, track) + _field(22, category(bar)) + _field(23, bar.name)),
+            )
+        )
         events.append((end, 0, _field(8, end) + _field(10, 1) + _field(11, _field(9, 2) + _field(11, track))))
     # At equal times ends come before beginnings, so that neighbours do not nest.
     packets += [packet for _, _, packet in sorted(events, key=lambda event: (event[0], event[1]))]
@@ -80,7 +105,8 @@ def perfetto_trace(bars: list[Slice], name: str = "pipeline") -> bytes:
 
 
 def write_trace(path: str | Path, bars: list[Slice], name: str = "pipeline") -> None:
-    """Write `.json` (Chrome) or `.pftrace`/`.perfetto-trace` (Perfetto protobuf). Raises UserError for another suffix."""
+    """Write `.json` (Chrome) or `.pftrace`/`.perfetto-trace` (Perfetto protobuf). Raises UserError for another
+    suffix."""
     path = Path(path)
     if path.suffix == ".json":
         write_bytes(path, json.dumps(chrome_trace(bars, name), separators=(",", ":")).encode())
@@ -117,6 +143,6 @@ def check_chrome_trace(trace: dict[str, Any]) -> TraceCheck:
     busy = {}
     for track, bars in tracks.items():
         bars.sort()
-        overlaps += sum(1 for one, two in zip(bars, bars[1:], strict=False) if two[0] < one[1] - 5e-4)
+        overlaps += sum(1 for one, two in itertools.pairwise(bars) if two[0] < one[1] - 5e-4)
         busy[track] = sum(end - start for start, end in bars) / 1e6
     return TraceCheck(sum(len(bars) for bars in tracks.values()), len(tracks), overlaps, busy)
