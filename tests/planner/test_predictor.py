@@ -263,3 +263,38 @@ def test_one_estimate_takes_a_few_milliseconds() -> None:
         planner.simulate(PUBLISHED)
         best = min(best, time.process_time() - start)
     assert best <= 0.005
+
+
+def test_validation_survives_rows_that_no_scheduler_would_run(planner_data: Path, tmp_path: Path) -> None:
+    import csv
+    import random
+
+    with (planner_data / "validation_public.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    draw = random.Random(1)
+    fields = (
+        "tp",
+        "cp",
+        "pp",
+        "vpp",
+        "ep",
+        "mbs",
+        "gbs",
+        "schedule",
+        "recompute",
+        "model",
+        "stack",
+        "devices",
+        "notes",
+    )
+    mixed = []
+    for _ in range(80):
+        row, other = dict(draw.choice(rows)), draw.choice(rows)
+        mixed.append({**row, **{name: other[name] for name in draw.sample(fields, 4)}})
+    with (tmp_path / "mixed.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(mixed)
+    report = evaluation.validate(tmp_path / "mixed.csv")
+    assert report["groups"]["all"]["rows"] > 60
+    assert all(math.isfinite(row["error"]) for row in report["rows"])

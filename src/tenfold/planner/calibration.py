@@ -452,10 +452,13 @@ def _row_makespan(row: Row, stages: list, scalars: dict[str, float]) -> float:
     u = UnitSeconds(**scalars, parts={})
     times: StageTimes = stage_times(stages, u, row.plan)
     count = row.plan.microbatches(row.devices) or 1
-    # Some rows give a batch that does not fill the last round; time grows by rounds, so they are measured in whole
-    # ones.
-    whole = count if row.plan.vpp == 1 or count % row.plan.pp == 0 else -(-count // row.plan.pp) * row.plan.pp
-    return makespan(row.plan.resolved_schedule(), row.plan.pp, row.plan.vpp, whole, times) * count / whole
+    pp, vpp = row.plan.pp, row.plan.vpp
+    # Some rows give a batch that does not fill the last round; time grows by rounds, so they are measured in whole ones.
+    whole = count if vpp == 1 or count % pp == 0 else -(-count // pp) * pp
+    schedule = row.plan.resolved_schedule()
+    if schedule in ("adaptive", "dualpipe", "dualpipev") and whole < 2 * pp:
+        schedule = "interleaved" if vpp > 1 else "1f1b"  # too few micro-batches to join any
+    return makespan(schedule, pp, vpp, whole, times) * count / whole
 
 
 def usable(rows: list[Row]) -> list[Row]:

@@ -259,7 +259,7 @@ class Plan:
 
     def data_parallel(self, devices: int) -> int:
         """Replicas of the dense part."""
-        return devices // (self.tp * self.cp * self.pp)
+        return max(1, devices // (self.tp * self.cp * self.pp))
 
     def microbatches(self, devices: int) -> int:
         """Micro-batches of one step per pipeline."""

@@ -367,6 +367,7 @@ def _row(record: dict[str, str], where: str) -> Row:
         return default if value is None or value == 0 else int(value)
 
     devices, tp, cp, pp, vpp = (whole(key, 1) for key in ("devices", "tp", "cp", "pp", "vpp"))
+    vpp = vpp if pp > 1 else 1
     precision = (record.get("precision") or "bf16").strip()
     notes = (record.get("notes") or "").lower()
     # "FP8-CS (FP8-MX)" names two recipes in one column of the source; the first is the one measured.

@@ -434,7 +434,10 @@ def inferred_recompute(model: Model, cluster: Cluster, plan: Plan, p: PlanVector
         at least.
     """
     plain = plan.replace(recompute="none", swap=False)
-    memories = stage_memory(model, cluster, plain, partition(model, plain), p, None, [0.0] * plan.pp)
+    try:
+        memories = stage_memory(model, cluster, plain, partition(model, plain), p, None, [0.0] * plan.pp)
+    except UserError:
+        return 0.0  # a row whose batch does not suit its schedule: nothing can be inferred
     worst = max(memories, key=lambda memory: memory.total)
     excess = worst.total - usable_gib(cluster, plan)
     if excess <= 0 or worst.activations <= 0:
