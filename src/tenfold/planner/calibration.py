@@ -453,7 +453,8 @@ def _row_makespan(row: Row, stages: list, scalars: dict[str, float]) -> float:
     times: StageTimes = stage_times(stages, u, row.plan)
     count = row.plan.microbatches(row.devices) or 1
     pp, vpp = row.plan.pp, row.plan.vpp
-    # Some rows give a batch that does not fill the last round; time grows by rounds, so they are measured in whole ones.
+    # Some rows give a batch that does not fill the last round; time grows by rounds, so they are measured in whole
+    # ones.
     whole = count if vpp == 1 or count % pp == 0 else -(-count // pp) * pp
     schedule = row.plan.resolved_schedule()
     if schedule in ("adaptive", "dualpipe", "dualpipev") and whole < 2 * pp:

@@ -234,8 +234,8 @@ def makespan(schedule: str, pp: int, vpp: int, microbatches: int, times: StageTi
     """
     # With one chunk a rank, every micro-batch repeats the one before; with several, every round of pp.
     single = schedule in ("1f1b", "zb-h1")
-    period = max(1, pp // 4) if single else (2 * pp if schedule == "dualpipe" else pp)
-    warm = 2 * pp if single else 5 * period
+    period = max(1, pp // 2) if single else (2 * pp if schedule == "dualpipe" else pp)
+    warm = 4 * pp if single else 5 * period
     if microbatches <= warm + 2 * period or microbatches * vpp < 64:
         end, _ = _run(compile_schedule(schedule, pp, vpp, microbatches), times)
         return max(end)
@@ -266,7 +266,8 @@ def peak_in_flight(schedule: str, pp: int, vpp: int, microbatches: int) -> list[
 
 def flight_profile(schedule: str, pp: int, vpp: int, microbatches: int) -> list[tuple[list[int], np.ndarray]]:
     """Per rank: its stages, and the chunk activations of each that are held after every event [events, stages]."""
-    cap = 6 * pp + microbatches % pp
+    # Every schedule has filled up after three rounds of pp.
+    cap = 3 * pp + microbatches % pp
     if schedule != "gpipe" and microbatches > cap:
         microbatches = cap + (cap % 2 if schedule == "dualpipe" else 0)
         microbatches = max(microbatches, 2 * pp)
