@@ -1,0 +1,286 @@
+"""Event simulation of a pipeline schedule: an action starts when its rank is free and its inputs have arrived.
+
+The order of a schedule is compiled once into a topological list; a run is then one pass over it. Long runs are
+periodic (the recurrence
+is linear in the max-plus algebra), so the time for many micro-batches is extended from two shorter runs.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from tenfold.core.console import UserError
+from tenfold.planner import schedules
+from tenfold.planner.schedules import Action, Entry
+
+
+@dataclass(frozen=True)
+class StageTimes:
+    """Seconds of one micro-batch on every stage.
+
+    Attributes:
+        forward: F of every stage [stages].
+        backward: B of every stage (input and weight part together) [stages].
+        weight: the part of B that only makes weight gradients [stages].
+        send: seconds that an activation or gradient needs to the neighbour rank.
+        pair_forward, pair_backward: F and B where both run as a joined pair [stages]; None: the same as alone.
+    """
+
+    forward: Sequence[float]
+    backward: Sequence[float]
+    weight: Sequence[float]
+    send: float = 0.0
+    pair_forward: Sequence[float] | None = None
+    pair_backward: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One bar of the timeline; times in seconds."""
+
+    rank: int
+    start: float
+    end: float
+    actions: Entry
+
+    @property
+    def name(self) -> str:
+        """`<stage>F<micro-batch>`, joined by + for a pair."""
+        return "+".join(f"{stage}{kind}{mb}" for kind, stage, mb in self.actions)
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    ranks: int
+    stages: int
+    rank: list[int]
+    slot: list[int]
+    first: list[int]
+    first_far: list[bool]
+    second: list[int]
+    second_far: list[bool]
+    entries: list[Entry]
+    slots: list[tuple[tuple[str, int], ...]]
+    in_flight: list[np.ndarray]  # per rank [events, stages on rank]
+    local_stages: list[list[int]]
+
+
+def _input_of(action: Action, last: set[int], chain_start: set[int]) -> tuple[str, int, int] | None:
+    kind, stage, mb = action
+    if kind == "F":
+        return None if stage in chain_start else ("F", stage - 1, mb)
+    if kind in "BI":
+        return ("F", stage, mb) if stage in last else ("b", stage + 1, mb)
+    return ("b", stage, mb)
+
+
+@lru_cache(maxsize=96)
+def compile_schedule(schedule: str, pp: int, vpp: int, microbatches: int) -> _Compiled:
+    """Lay a schedule's entries in an order in which every input comes first.
+
+    Raises:
+        UserError: the schedule deadlocks (a hand-made order may).
+    """
+    order = schedules.generate(schedule, pp, vpp, microbatches)
+    home = schedules.placement(schedule, pp, vpp)
+    stages = len(home)
+    chains = [(0, pp - 1), (pp, 2 * pp - 1)] if schedule == "dualpipe" else [(0, stages - 1)]
+    starts, ends = {chain[0] for chain in chains}, {chain[1] for chain in chains}
+    made: dict[tuple[str, int, int], int] = {}
+    rank_of: list[int] = []
+    slot_of: list[int] = []
+    firsts: list[int] = []
+    first_far: list[bool] = []
+    seconds: list[int] = []
+    second_far: list[bool] = []
+    entries: list[Entry] = []
+    slots: dict[tuple[tuple[str, int], ...], int] = {}
+    cursor = [0] * len(order)
+    waiting: dict[tuple[str, int, int], list[int]] = {}
+    ready = deque(range(len(order)))
+    while ready:
+        rank = ready.popleft()
+        line = order[rank]
+        while cursor[rank] < len(line):
+            entry = line[cursor[rank]]
+            inputs: list[tuple[int, bool]] = []
+            blocked = None
+            for action in entry:
+                need = _input_of(action, ends, starts)
+                if need is None or action[0] == "W":
+                    continue
+                if need not in made:
+                    blocked = need
+                    break
+                inputs.append((made[need], home[need[1]] != rank))
+            if blocked is not None:
+                waiting.setdefault(blocked, []).append(rank)
+                break
+            index = len(entries)
+            entries.append(entry)
+            rank_of.append(rank)
+            slot_of.append(slots.setdefault(tuple((a[0], a[1]) for a in entry), len(slots)))
+            one = inputs[0] if inputs else (-1, False)
+            two = inputs[1] if len(inputs) > 1 else (-1, False)
+            firsts.append(one[0])
+            first_far.append(one[1])
+            seconds.append(two[0])
+            second_far.append(two[1])
+            for kind, stage, mb in entry:
+                if kind == "W":
+                    continue
+                key = ("F" if kind == "F" else "b", stage, mb)
+                made[key] = index
+                ready.extend(waiting.pop(key, []))
+            cursor[rank] += 1
+    stuck = [rank for rank, line in enumerate(order) if cursor[rank] < len(line)]
+    if stuck:
+        raise UserError(
+            f"schedule: {schedule} with pp {pp}, vpp {vpp}, {microbatches} micro-batches waits for itself on "
+            f"rank {stuck[0]}"
+        )
+    local = [[stage for stage in range(stages) if home[stage] == rank] for rank in range(len(order))]
+    flights = []
+    for rank, line in enumerate(order):
+        where = {stage: i for i, stage in enumerate(local[rank])}
+        steps = []
+        for entry in line:
+            change = [0] * len(local[rank])
+            for kind, stage, _ in entry:
+                if kind == "F":
+                    change[where[stage]] += 1
+            steps.append(change)
+            release = [0] * len(local[rank])
+            for kind, stage, _ in entry:
+                if kind in "BW":
+                    release[where[stage]] -= 1
+            steps.append(release)
+        flights.append(np.cumsum(np.array(steps or [[0] * len(local[rank])], dtype=np.int32), axis=0))
+    return _Compiled(
+        len(order),
+        stages,
+        rank_of,
+        slot_of,
+        firsts,
+        first_far,
+        seconds,
+        second_far,
+        entries,
+        list(slots),
+        flights,
+        local,
+    )
+
+
+def _slot_seconds(compiled: _Compiled, times: StageTimes) -> list[float]:
+    forward, backward, weight = times.forward, times.backward, times.weight
+    seconds = []
+    for slot in compiled.slots:
+        if len(slot) == 2:
+            fwd = (times.pair_forward or forward)[slot[0][1]]
+            bwd = (times.pair_backward or backward)[slot[1][1]]
+            seconds.append(fwd + bwd)
+            continue
+        kind, stage = slot[0]
+        if kind == "F":
+            seconds.append(forward[stage])
+        elif kind == "B":
+            seconds.append(backward[stage])
+        else:
+            seconds.append(weight[stage] if kind == "W" else backward[stage] - weight[stage])
+    return seconds
+
+
+def _run(compiled: _Compiled, times: StageTimes) -> tuple[list[float], list[float]]:
+    """End of every entry and busy seconds of every rank."""
+    seconds = _slot_seconds(compiled, times)
+    send = times.send
+    free = [0.0] * compiled.ranks
+    busy = [0.0] * compiled.ranks
+    end = [0.0] * (len(compiled.entries) + 1)  # the last element stands for "no input"
+    columns = zip(
+        compiled.rank,
+        compiled.slot,
+        compiled.first,
+        compiled.first_far,
+        compiled.second,
+        compiled.second_far,
+        strict=True,
+    )
+    for index, (rank, slot, first, far, second, second_far) in enumerate(columns):
+        start = free[rank]
+        arrival = end[first] + send if far else end[first]
+        if arrival > start:
+            start = arrival
+        if second >= 0:
+            arrival = end[second] + send if second_far else end[second]
+            if arrival > start:
+                start = arrival
+        length = seconds[slot]
+        busy[rank] += length
+        free[rank] = end[index] = start + length
+    return end[:-1], busy
+
+
+def makespan(schedule: str, pp: int, vpp: int, microbatches: int, times: StageTimes) -> float:
+    """Seconds from the first action to the last.
+
+    Long runs are extended from two shorter ones, a period apart: the steady state repeats.
+    """
+    # With one chunk a rank, every micro-batch repeats the one before; with several, every round of pp.
+    single = schedule in ("1f1b", "zb-h1")
+    period = max(1, pp // 2) if single else (2 * pp if schedule == "dualpipe" else pp)
+    warm = 4 * pp if single else 5 * period
+    if microbatches <= warm + 2 * period or microbatches * vpp < 64:
+        end, _ = _run(compile_schedule(schedule, pp, vpp, microbatches), times)
+        return max(end)
+    short = warm + (microbatches - warm) % period
+    long = short + period
+    one = max(_run(compile_schedule(schedule, pp, vpp, short), times)[0])
+    two = max(_run(compile_schedule(schedule, pp, vpp, long), times)[0])
+    return two + (two - one) * (microbatches - long) / period
+
+
+def timeline(schedule: str, pp: int, vpp: int, microbatches: int, times: StageTimes) -> list[Slice]:
+    """Every action with its start and end, sorted by rank and start."""
+    compiled = compile_schedule(schedule, pp, vpp, microbatches)
+    seconds = _slot_seconds(compiled, times)
+    end, _ = _run(compiled, times)
+    bars = [
+        Slice(rank, stop - seconds[slot], stop, entry)
+        for rank, slot, stop, entry in zip(compiled.rank, compiled.slot, end, compiled.entries, strict=True)
+    ]
+    return sorted(bars, key=lambda bar: (bar.rank, bar.start))
+
+
+def peak_in_flight(schedule: str, pp: int, vpp: int, microbatches: int) -> list[int]:
+    """Chunk activations held at the worst moment of every rank (I frees nothing, B and W free the chunk)."""
+    compiled = compile_schedule(schedule, pp, vpp, microbatches)
+    return [int(flight.sum(axis=1).max()) for flight in compiled.in_flight]
+
+
+def flight_profile(schedule: str, pp: int, vpp: int, microbatches: int) -> list[tuple[list[int], np.ndarray]]:
+    """Per rank: its stages, and the chunk activations of each that are held after every event [events, stages]."""
+    # Every schedule has filled up after three rounds of pp.
+    cap = 3 * pp + microbatches % pp
+    if schedule != "gpipe" and microbatches > cap:
+        microbatches = cap + (cap % 2 if schedule == "dualpipe" else 0)
+        microbatches = max(microbatches, 2 * pp)
+    compiled = compile_schedule(schedule, pp, vpp, microbatches)
+    return [(compiled.local_stages[rank], compiled.in_flight[rank]) for rank in range(compiled.ranks)]
+
+
+def local_stages(schedule: str, pp: int, vpp: int) -> list[list[int]]:
+    """Stages of every rank."""
+    home = schedules.placement(schedule, pp, vpp)
+    return [[stage for stage, rank in enumerate(home) if rank == mine] for mine in range(pp)]
+
+
+def busy_seconds(schedule: str, pp: int, vpp: int, microbatches: int, times: StageTimes) -> list[float]:
+    """Seconds that every rank works."""
+    return _run(compile_schedule(schedule, pp, vpp, microbatches), times)[1]

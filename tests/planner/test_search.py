@@ -1,0 +1,140 @@
+"""Search: what it finds, the reasons it gives, its agreement with the event simulation, its speed."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from tenfold.core.console import UserError
+from tenfold.planner import Cluster, Model, Plan, layout_search, search, simulate
+from tenfold.planner.calibration import load_calibration
+from tenfold.planner.layout_search import closed_form_score, run_tasks, shape_candidates, space_for
+from tenfold.planner.reproduce import PUBLISHED
+from tenfold.planner.shapes import parameters
+
+SMALL = Plan(gbs=128, seq=8192)
+
+
+@pytest.fixture(scope="module")
+def found() -> layout_search.SearchResult:
+    return search(Model.preset("llama3-70b"), Cluster.preset("h100", 64), SMALL, top=8, simulate_best=40, processes=1)
+
+
+def test_the_best_plans_run_fit_and_are_in_order(found: layout_search.SearchResult) -> None:
+    speeds = [e.tokens_per_s_per_device for e in found.best]
+    assert speeds == sorted(speeds, reverse=True)
+    assert all(e.fits for e in found.best)
+    again = simulate(found.best[0].model, Cluster.preset("h100", 64), found.best[0].plan)
+    assert again.tokens_per_s_per_device == pytest.approx(speeds[0])
+
+
+def test_no_hand_made_plan_beats_the_search(found: layout_search.SearchResult) -> None:
+    for plan in (
+        SMALL.replace(tp=8, pp=4, vpp=5, recompute="fine-grained"),
+        SMALL.replace(tp=4, pp=8, recompute="full"),
+        SMALL.replace(tp=8, pp=2, recompute="full"),
+    ):
+        estimate = simulate(found.best[0].model, Cluster.preset("h100", 64), plan)
+        if estimate.fits:
+            assert estimate.tokens_per_s_per_device <= found.best[0].tokens_per_s_per_device * 1.001
+
+
+def test_every_rejected_plan_has_a_reason_and_an_advice(found: layout_search.SearchResult) -> None:
+    count = 0
+    for rejected in found.rejected(400):
+        count += 1
+        assert rejected.reason and rejected.change
+    assert count == 400
+    assert found.candidates == found.feasible + int((found._columns["code"] != 0).sum())
+
+
+def test_the_change_that_fits_makes_the_closed_form_fit(found: layout_search.SearchResult) -> None:
+    columns, context = found._columns, found._context
+    tried = 0
+    for index in np.flatnonzero(columns["code"] == 7)[:40]:
+        words = layout_search._change_that_fits(columns, int(index), context)
+        if words.startswith("no single"):
+            continue
+        tried += 1
+        plan = layout_search._plan_at(columns, int(index), context["plan"])
+        name, _, value = words.partition(" ")
+        changes = (
+            {"recompute": value.split(" with ")[0], "swap": "swap" in value}
+            if name == "recompute"
+            else {name: int(value)}
+        )
+        estimate = simulate(
+            found.best[0].model,
+            context["cluster"],
+            layout_search._with_slots(found.best[0].model, plan.replace(**changes)),
+        )
+        assert estimate.peak_memory_gib <= 1.1 * estimate.memory_limit_gib, words
+    assert tried > 5
+
+
+def test_closed_form_scores_follow_the_event_simulation() -> None:
+    model, cluster = Model.preset("llama3-70b"), Cluster.preset("h100", 64)
+    pairs = []
+    for tp in (2, 4, 8):
+        for pp, vpp in ((2, 1), (4, 1), (4, 2), (8, 1), (8, 2)):
+            plan = SMALL.replace(tp=tp, pp=pp, vpp=vpp, recompute="full")
+            pairs.append(
+                (closed_form_score(model, cluster, plan), simulate(model, cluster, plan).tokens_per_s_per_device)
+            )
+    closed, event = np.array(pairs).T
+    assert np.abs(closed / event - 1).max() < 0.06
+    assert event[closed.argmax()] >= 0.98 * event.max()
+
+
+def test_nothing_fits_is_said_with_the_nearest_plan() -> None:
+    with pytest.raises(UserError, match="memory: no plan fits"):
+        search(Model.preset("deepseek-v3"), Cluster.preset("h100", 8), Plan(gbs=64), simulate_best=4, processes=1)
+
+
+def test_scoring_is_fast_enough() -> None:
+    model, cluster = Model.preset("pangu-ultra-moe"), Cluster.preset("ascend-800t-a2", 6144)
+    grids = []
+    for grid in layout_search._grid(space_for(model, cluster, PUBLISHED)):
+        keep = ~layout_search._meaningless(grid, model)
+        grids.append({name: column[keep] for name, column in grid.items()})
+    columns = {name: np.concatenate([g[name] for g in grids])[: 1 << 16] for name in grids[0]}
+    calibration = load_calibration()
+    plan = PUBLISHED.replace(stack="mindspeed-2025")
+    start = time.process_time()
+    answer = layout_search.score(model, cluster, plan, columns, calibration)
+    assert len(answer["tokens"]) / (time.process_time() - start) >= 20_000
+
+
+def test_shapes_keep_total_and_active_parameters() -> None:
+    model = Model.preset("qwen3-30b-a3b")
+    shapes = shape_candidates(model, tolerance=0.03)
+    assert len(shapes) > 3
+    for shape in shapes:
+        assert parameters(shape) == pytest.approx(parameters(model), rel=0.03)
+        assert parameters(shape, active=True) == pytest.approx(parameters(model, active=True), rel=0.1)
+
+
+def test_shape_search_ranks_depths_by_how_they_fill_the_stages() -> None:
+    model, cluster = Model.preset("llama3-8b"), Cluster.preset("h100", 64)
+    shapes = shape_candidates(model, hidden=[4096], layers=[32, 33])
+    plan = Plan(gbs=128, seq=8192)
+    space = layout_search.narrow_space(model, cluster, plan)
+    best = layout_search.search_shapes(shapes, cluster, plan, space=space, processes=1)
+    assert {c.model.layers for c in best} == {32, 33}
+    assert all(c.estimate.fits for c in best)
+
+
+def _square(value: int) -> int:
+    return value * value
+
+
+def test_tasks_give_the_same_in_one_process_and_in_two() -> None:
+    tasks = list(range(100))
+    assert run_tasks(_square, tasks, 1) == run_tasks(_square, tasks, 2) == [v * v for v in tasks]
+
+
+def test_an_unknown_backend_is_refused() -> None:
+    with pytest.raises(UserError, match="backend: unknown 'mpi'"):
+        run_tasks(_square, [1], backend="mpi")
