@@ -43,6 +43,23 @@ FURTHER = {
         "onnx_file.py": "a network as an ONNX file: what is free in it and what is checked",
         "cost.py": "what a layer costs as its window grows: the first half of reproduce",
     },
+    "planner": {
+        "shapes.py": "parameters, FLOPs and conventions of a model",
+        "operators.py": "what an operator costs on a device",
+        "collectives.py": "what moves between devices, and how long it takes",
+        "schedules.py": "the order of a pipeline's work, by generator",
+        "simulation.py": "events: a schedule played through",
+        "pipeline.py": "a plan as pipeline work: stages, chunks, times",
+        "memory.py": "what each stage holds, and what to recompute or swap",
+        "layout_search.py": "layouts and shapes, scored and sorted (`search` would shadow the public function)",
+        "calibration.py": "constants of the model from measured rows",
+        "placement.py": "experts onto devices",
+        "trace.py": "timelines for Perfetto and Chrome",
+        "plots.py": "pictures of timelines and memory",
+        "export.py": "launch flags of training frameworks",
+        "validity.py": "which plans can be, and the nearest that can",
+        "profiling.py": "operators measured on this device",
+    },
 }
 DATA_FOLDERS = {"weights", "assets"}
 # Rooms that may use another room: pruning prunes the models of llm.

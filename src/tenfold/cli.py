@@ -33,6 +33,7 @@ Verb = Callable[..., object]
 # Every room that exists, in the order in which people see them. A new room is one line here.
 ROOMS: dict[str, str] = {
     "superres": "HiT-SR: enlarge images and video (hierarchical transformer super-resolution)",
+    "planner": "Pangu Ultra MoE: simulate and search training layouts of large models",
 }
 
 # Verbs of the house: name -> (one line about it, where its function is).
