@@ -63,7 +63,8 @@ def _upscale_one(model: HiT, image: Tensor, result: Tensor, progress: Callable[[
     height, width = image.shape[2:]
     scale = model.config.scale
     centred = ((image - model.mean) * model.config.image_range).movedim(1, 3)
-    chunks = _chunks(0, height, width)
+    # Convolutions read rows around: taller ranges read fewer of them twice.
+    chunks = _chunks(0, height, width, least=32)
     blocks = [cast("HierarchicalBlock", block) for block in model.blocks]
     steps = sum(len(block.layers) for block in blocks) + 2
 
@@ -75,6 +76,7 @@ def _upscale_one(model: HiT, image: Tensor, result: Tensor, progress: Callable[[
     for top, bottom in chunks:
         x[:, top:bottom] = model.patch_norm(_with_halo(shallow_features, centred, top, bottom, 1))
     done = 0
+    reach = 1 if model.config.residual_convolution == "1conv" else 2
     for block in blocks:
         source = x
         for layer in block.layers:
@@ -83,9 +85,9 @@ def _upscale_one(model: HiT, image: Tensor, result: Tensor, progress: Callable[[
             done += 1
             progress(done / steps)
         for top, bottom in chunks:
-            x[:, top:bottom] += _with_halo(partial(convolve, block.conv), features, top, bottom, 2)
+            x[:, top:bottom] += _with_halo(partial(convolve, block.conv), features, top, bottom, reach)
     for top, bottom in chunks:
-        body = _with_halo(lambda rows: convolve(model.conv_after_body, model.norm(rows)), x, top, bottom, 2)
+        body = _with_halo(lambda rows: convolve(model.conv_after_body, model.norm(rows)), x, top, bottom, reach)
         features[:, top:bottom] = body + _with_halo(shallow_features, centred, top, bottom, 1)
     progress((done + 1) / steps)
     for top, bottom in chunks:
@@ -96,9 +98,9 @@ def _upscale_one(model: HiT, image: Tensor, result: Tensor, progress: Callable[[
     progress(1.0)
 
 
-def _chunks(start: int, stop: int, width: int) -> list[tuple[int, int]]:
-    """Cut rows start..stop into ranges of about PIXELS pixels per thread."""
-    step = max(1, PIXELS * torch.get_num_threads() // width)
+def _chunks(start: int, stop: int, width: int, least: int = 1) -> list[tuple[int, int]]:
+    """Cut rows start..stop into ranges of about PIXELS pixels per thread, and of `least` rows."""
+    step = max(least, PIXELS * torch.get_num_threads() // width)
     return [(top, min(top + step, stop)) for top in range(start, stop, step)]
 
 
