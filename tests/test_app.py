@@ -33,11 +33,22 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def heed_interrupts() -> None:
+    """A shell ignores Ctrl-C for what it runs in the background, and tests that run there hand that on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def running_app(*options: str) -> Iterator[str]:
     """A running `tenfold app`, as its address; it must end well on Ctrl-C."""
     command = [sys.executable, "-m", "tenfold", "app", "--port", str(free_port()), *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_interrupts,
+    )
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
