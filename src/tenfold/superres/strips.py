@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tenfold.superres.maps import convolve, from_windows, pad_by_reflection, reflected_indices, to_windows
+from tenfold.superres.maps import convolve, pad_by_reflection, reflected_indices
 
 if TYPE_CHECKING:
     from tenfold.superres.model import (
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     )
 
 # Pixels that are worked on at once, per thread: 60 channels of them and their temporaries fit a core's cache (1-2 MB).
-PIXELS = 2048
+PIXELS = 8192
 # Rows that the reconstruction reads above and below: no head's convolutions reach further, in low-resolution pixels.
 RECONSTRUCTION_REACH = 4
 
@@ -122,12 +122,12 @@ def _run_layer(layer: HierarchicalLayer, source: Tensor, target: Tensor) -> None
     for start, windows in _window_strips(correlation, source):
         rows, columns, area, channels = windows.shape
         y = windows.new_empty(1, rows * window[0], columns * window[1], channels)
+        by_window = y.view(rows, window[0], columns, window[1], channels).transpose(1, 2)
         step = max(1, PIXELS * torch.get_num_threads() // (rows * area))
         for first in range(0, columns, step):
             part = windows[:, first : first + step]
             correlated = correlation.correlate(part.reshape(-1, area, channels), *matrices)
-            pixels = slice(first * window[1], (first + part.shape[1]) * window[1])
-            y[:, :, pixels] = from_windows(correlated, window, y[:, :, pixels].shape)
+            by_window[:, first : first + step] = correlated.view(*part.shape[:2], *window, channels)
         for top, bottom in _chunks(start, min(start + y.shape[1], height), width):
             x = source[:, top:bottom] + layer.norm1(y[:, top - start : bottom - start, :width])
             feed_forward.add(top, x)
@@ -182,16 +182,20 @@ def _features(correlation: SpatialChannelCorrelation, source: Tensor) -> Iterato
             rows = torch.cat((rows, below[:, max(first - height, 0) : last - height]), dim=1)
         rows = pad_by_reflection(rows, (1, correlation.padding_multiple[1]))
         inner = slice(top - first, bottom - first)
-        neighbourhood = features.neighbourhood(rows)[:, inner]
-        rows = rows[:, inner]
-        product = torch.empty_like(rows)
-        for begin, end in _chunks(0, bottom - top, rows.shape[2]):
+        neighbourhood = features.neighbourhood(rows)
+        count, columns = (bottom - top) // window[0], rows.shape[2] // window[1]
+        windows = source.new_empty(count, columns, *window, channels)
+        by_row = windows.transpose(1, 2)
+        shape = (count, window[0], rows.shape[2], -1)
+        rows, neighbourhood = rows[0, inner].view(shape), neighbourhood[0, inner].view(shape)
+        for begin, end in _chunks(0, window[0], count * rows.shape[2]):
+            product = by_row[:, begin:end]
             torch.mul(
-                features.expand(neighbourhood[:, begin:end]),
-                features.linear(rows[:, begin:end]),
-                out=product[:, begin:end],
+                features.expand(neighbourhood[:, begin:end]).view(product.shape),
+                features.linear(rows[:, begin:end]).view(product.shape),
+                out=product,
             )
-        yield top, to_windows(product, window).view((bottom - top) // window[0], -1, window[0] * window[1], channels)
+        yield top, windows.flatten(2, 3)
 
 
 class _FeedForward:
