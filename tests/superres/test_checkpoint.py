@@ -238,6 +238,13 @@ def test_weights_stored_in_half_precision_are_read(tmp_path):
     same_bits(to_official(model.state_dict()), {key: tensor.float() for key, tensor in half.items()})
 
 
+def test_a_checkpoint_of_an_unfinished_run_loads(tmp_path):
+    """A run keeps its weights under our own names."""
+    official = official_state("tiny_sng_x2")
+    path = saved(tmp_path, dict(load_model(saved(tmp_path, official)).named_parameters()))
+    same_bits(to_official(dict(load_model(path).named_parameters())), official)
+
+
 def test_a_folder_with_weights_and_config_loads(tmp_path):
     save_file(official_state("tiny_sir_x3"), tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=r"config\.json"):

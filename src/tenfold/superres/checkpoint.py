@@ -238,13 +238,15 @@ def load_model(name_or_path: str, device: str | torch.device = "cpu", config: Ma
 
 
 def build(loaded: checkpoint.Checkpoint, given: Mapping[str, Any] | None = None) -> HiT:
-    """A network in evaluation mode from tensors in the official layout."""
+    """A network in evaluation mode from tensors in the official layout, or in ours (the checkpoints of a run)."""
+    ours = any(re.match(OUR_LAYER, key) for key in loaded.tensors)
+    official = to_official(loaded.tensors) if ours else loaded.tensors
     try:
-        config = infer_config(loaded.tensors, {**(loaded.config or {}), **(given or {})})
+        config = infer_config(official, {**(loaded.config or {}), **(given or {})})
     except UserError as error:
         raise UserError(f"{loaded.origin}: {error}") from None
     model = HiT(config)
-    checkpoint.load_into(model, to_ours(loaded.tensors), loaded.origin)
+    checkpoint.load_into(model, to_ours(official), loaded.origin)
     return model.eval()
 
 
