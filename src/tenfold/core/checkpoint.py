@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import resources
@@ -259,7 +259,9 @@ def _sort_header_metadata(path: Path) -> None:
 # --- into a module ---------------------------------------------------------------------------------------------------
 
 
-def load_into(module: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
+def load_into(
+    module: nn.Module, tensors: Mapping[str, Tensor], origin: str, name_in_file: Callable[[str], str] = str
+) -> None:
     """Copy weights into a module, strictly: every key there, none over, shapes equal, values finite.
 
     Floating-point values are cast to the module's dtype. Of tensors that the module shares (tied embeddings), one name
@@ -269,22 +271,23 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> 
         module: the module to fill.
         tensors: name to tensor.
         origin: where the tensors came from, for the message.
+        name_in_file: what the file calls a key of the module, where it was renamed on the way; for the message.
 
     Raises:
         UserError: one line that names missing and unexpected keys, shapes that differ, or values that are not finite.
     """
     state = {key: value for key, value in module.state_dict().items() if isinstance(value, Tensor)}
     given_memory = {_memory(state[key]) for key in tensors if key in state}
-    missing = [key for key in state if key not in tensors and _memory(state[key]) not in given_memory]
-    unexpected = [key for key in tensors if key not in state]
+    missing = [name_in_file(key) for key in state if key not in tensors and _memory(state[key]) not in given_memory]
+    unexpected = [name_in_file(key) for key in tensors if key not in state]
     common = [key for key in state if key in tensors]
     shapes = [
-        f"{key} (expected {_shape(state[key])}, found {_shape(tensors[key])})"
+        f"{name_in_file(key)} (expected {_shape(state[key])}, found {_shape(tensors[key])})"
         for key in common
         if state[key].shape != tensors[key].shape
     ]
     kinds = [
-        f"{key} (expected {_dtype(state[key])}, found {_dtype(tensors[key])})"
+        f"{name_in_file(key)} (expected {_dtype(state[key])}, found {_dtype(tensors[key])})"
         for key in common
         if state[key].is_floating_point() != tensors[key].is_floating_point()
     ]
@@ -301,7 +304,7 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> 
     if problems:
         hint = _mismatch_hint(missing, unexpected, len(common), len(state))
         raise UserError(f"{origin}: does not fit {type(module).__name__}: {'; '.join(problems)}{hint}")
-    broken = [key for key in common if not _is_finite(tensors[key]) and _is_finite(state[key])]
+    broken = [name_in_file(key) for key in common if not _is_finite(tensors[key]) and _is_finite(state[key])]
     if broken:
         raise UserError(
             f"{origin}: holds NaN or infinite values in {len(broken)} tensors ({_some(broken)}): use another file"
