@@ -25,10 +25,17 @@ from tenfold.core.files import write_json
 from tenfold.planner.config import Cluster, Hardware, Model, Plan
 from tenfold.planner.data import Row
 from tenfold.planner.memory import inferred_recompute
-from tenfold.planner.operators import Coefficients, UnitSeconds, hardware_vector, plan_vector, unit_seconds
-from tenfold.planner.pipeline import partition, stage_times
+from tenfold.planner.operators import (
+    NATURAL_SPREAD,
+    Coefficients,
+    UnitSeconds,
+    hardware_vector,
+    plan_vector,
+    unit_seconds,
+)
+from tenfold.planner.pipeline import Stage, partition, stage_times
 from tenfold.planner.shapes import shape_vector, stacked
-from tenfold.planner.simulation import StageTimes, makespan
+from tenfold.planner.simulation import makespan_slopes
 
 
 @dataclass(frozen=True)
@@ -176,7 +183,14 @@ PRIORS: dict[str, Prior] = {
     "link_intra": Prior(0.8, 0.15, 0.2, 0.98, {"domain": 0.2}, "share of the in-node link that collectives reach"),
     "link_inter": Prior(0.65, 0.2, 0.15, 0.98, {"arch": 0.15}, "share of the network that collectives reach"),
     "straggler": Prior(0.006, 0.6, 1e-4, 0.05, {"family": 0.5}, "slow-down per doubling of nodes"),
-    "imbalance": Prior(1.25, 0.1, 1.0, 2.5, {}, "fullest device over the mean under natural routing"),
+    "load_spread": Prior(
+        NATURAL_SPREAD,
+        0.2,
+        0.02,
+        1.5,
+        {"family": 0.6},
+        "standard deviation over mean of the loads of single experts under natural routing",
+    ),
     "selective_share": Prior(
         0.06, 0.4, 0.0, 0.6, {"family": 0.5}, "share of a forward that selective recompute repeats (fused attention)"
     ),
@@ -339,6 +353,7 @@ def _shipped() -> Calibration:
 # Fitting -------------------------------------------------------------------------------------------------------------
 
 _BLOCKS = ("dense", "moe", "moe_pair", "head", "embed", "mtp")
+_SCALARS = (*(f"{block}_{way}" for block in _BLOCKS for way in ("forward", "backward")), "send")
 
 
 class _Table:
@@ -363,7 +378,8 @@ class _Table:
         self.target = np.log(np.array([r.tokens_per_s for r in rows], dtype=float))
         self.tokens = np.array([r.plan.gbs * r.plan.seq / r.devices for r in rows], dtype=float)
         self.stages = [partition(r.model, r.plan) for r in rows]
-        self.linear = np.zeros((len(rows), 2 * len(_BLOCKS) + 1))
+        self.linear = np.zeros((len(rows), len(_SCALARS)))
+        self.basis = [_basis(r, stages) for r, stages in zip(rows, self.stages, strict=True)]
         self.names: list[tuple[str, str]] = []
         columns: dict[tuple[str, str], np.ndarray] = {}
         for index, row in enumerate(rows):
@@ -394,17 +410,21 @@ class _Table:
             **{n: np.clip(PRIORS[n].value * np.exp(s), PRIORS[n].low, PRIORS[n].high) for n, s in shift.items()}
         )
 
-    def units(self, theta: np.ndarray, nudge: str = "") -> UnitSeconds:
+    def units(self, theta: np.ndarray, nudged: tuple[str, ...] = ()) -> UnitSeconds:
+        """Unit seconds of every row; with `nudged`, [coefficients, rows]: each line has one coefficient moved by 1e-4."""
         coefficients = self.coefficients(theta)
-        if nudge:
-            prior = PRIORS[nudge]
-            value = getattr(coefficients, nudge)
-            setattr(coefficients, nudge, np.clip(value * np.exp(1e-4), prior.low, prior.high))
+        for line, name in enumerate(nudged):
+            prior = PRIORS[name]
+            value = getattr(coefficients, name)
+            lines = np.repeat(value[None], len(nudged), axis=0)
+            lines[line] = np.clip(value * np.exp(1e-4), prior.low, prior.high)
+            setattr(coefficients, name, lines)
         return unit_seconds(self.shape, self.hardware, self.plan, coefficients)
 
     def jacobian(self, theta: np.ndarray, current: np.ndarray) -> np.ndarray:
         """Derivative of `predict` [rows, terms]: a term moves its coefficient by its column, row by row."""
-        slopes = {name: (self.predict(theta, name) - current) / 1e-4 for name in {name for name, _ in self.names}}
+        names = tuple(sorted({name for name, _ in self.names}))
+        slopes = dict(zip(names, (self.predict(theta, names) - current) / 1e-4, strict=True))
         return np.stack([slopes[name] * self.columns[(name, tag)] for name, tag in self.names], axis=1)
 
     def linearise(self, theta: np.ndarray) -> None:
@@ -417,40 +437,28 @@ class _Table:
                 for name in (f.name for f in fields(u))
                 if name != "parts"
             }
-            base = _row_makespan(row, self.stages[index], scalars)
-            names = [f"{b}_{d}" for b in _BLOCKS for d in ("forward", "backward")] + ["send"]
-            for column, name in enumerate(names):
-                if scalars[name] == 0.0 or not _matters(name, row):
-                    self.linear[index, column] = 0.0
-                    continue
-                step = 1e-4
-                bumped = dict(scalars)
-                bumped[name] *= 1 + step
-                self.linear[index, column] = (_row_makespan(row, self.stages[index], bumped) - base) / (
-                    step * scalars[name]
-                )
+            self.linear[index] = _row_slopes(row, self.stages[index], self.basis[index], scalars)
 
-    def predict(self, theta: np.ndarray, nudge: str = "") -> np.ndarray:
-        """log tokens/s/device."""
-        u = self.units(theta, nudge)
-        names = [f"{b}_{d}" for b in _BLOCKS for d in ("forward", "backward")] + ["send"]
-        seconds = sum(self.linear[:, i] * getattr(u, name) for i, name in enumerate(names))
+    def predict(self, theta: np.ndarray, nudged: tuple[str, ...] = ()) -> np.ndarray:
+        """log tokens/s/device [rows]; with `nudged` [coefficients, rows]."""
+        u = self.units(theta, nudged)
+        seconds = sum(self.linear[:, i] * getattr(u, name) for i, name in enumerate(_SCALARS))
         return np.log(self.tokens / ((seconds + u.step) * u.factor))
 
 
-def _matters(name: str, row: Row) -> bool:
-    if name.startswith("moe_pair"):
-        return row.plan.resolved_schedule() in ("adaptive", "dualpipe", "dualpipev") and row.family == "moe"
-    if name.startswith("moe"):
-        return row.family == "moe"
-    if name.startswith("mtp"):
-        return row.model.mtp > 0
-    return not (name == "send" and row.plan.pp == 1)
+def _basis(row: Row, stages: list[Stage]) -> np.ndarray:
+    """Stage times per second of each block [scalars, columns of `StageTimes`, stages]: they are linear in the blocks."""
+    zero = {field.name: 0.0 for field in fields(UnitSeconds) if field.name != "parts"}
+    columns = []
+    for name in _SCALARS:
+        times = stage_times(stages, UnitSeconds(**{**zero, name: 1.0}, parts={}), row.plan)
+        columns.append([times.forward, times.backward, times.weight, times.pair_forward, times.pair_backward])
+    return np.array(columns, dtype=float)
 
 
-def _row_makespan(row: Row, stages: list, scalars: dict[str, float]) -> float:
-    u = UnitSeconds(**scalars, parts={})
-    times: StageTimes = stage_times(stages, u, row.plan)
+def _row_slopes(row: Row, stages: list[Stage], basis: np.ndarray, scalars: dict[str, float]) -> np.ndarray:
+    """Derivatives of a row's pipeline seconds by the seconds of each block [scalars]."""
+    times = stage_times(stages, UnitSeconds(**scalars, parts={}), row.plan)
     count = row.plan.microbatches(row.devices) or 1
     pp, vpp = row.plan.pp, row.plan.vpp
     # Some rows give a batch that does not fill the last round; time grows by rounds, so they are measured in whole
@@ -459,7 +467,11 @@ def _row_makespan(row: Row, stages: list, scalars: dict[str, float]) -> float:
     schedule = row.plan.resolved_schedule()
     if schedule in ("adaptive", "dualpipe", "dualpipev") and whole < 2 * pp:
         schedule = "interleaved" if vpp > 1 else "1f1b"  # too few micro-batches to join any
-    return makespan(schedule, pp, vpp, whole, times) * count / whole
+    slopes = makespan_slopes(schedule, pp, vpp, whole, times)
+    path = np.array([slopes.forward, slopes.backward, slopes.weight, slopes.pair_forward, slopes.pair_backward])
+    answer = np.tensordot(basis, path, axes=2)
+    answer[-1] += slopes.send
+    return answer * count / whole
 
 
 def usable(rows: list[Row]) -> list[Row]:

@@ -31,6 +31,7 @@ _REASONS = (
     "micro-batches not a multiple of pp",
     "more stages than layers",
     "memory over the limit",
+    "repeats a simpler plan: nothing needs to be recomputed or swapped",
 )
 _CHUNK = 1 << 16
 
@@ -41,6 +42,7 @@ _ADVICE = {
     4: "raise gbs, or lower mbs or pp",
     5: "change gbs so that micro-batches are a multiple of pp",
     6: "lower pp or vpp",
+    8: "leave out what is not needed: swap, then recompute",
 }
 
 
@@ -154,7 +156,8 @@ def space_for(model: Model, cluster: Cluster, plan: Plan) -> Space:
         vpp=vpp,
         cp=cp,
         ep=ep,
-        tp_extend_ep=(False, True) if model.experts else (False,),
+        # Whole experts on tensor ranks: MindSpeed's TP-extend-EP; Megatron says the same by a larger EP with ETP 1.
+        tp_extend_ep=(False, True) if model.experts and cluster.hardware.architecture == "ascend" else (False,),
         mbs=(1, 2, 4),
         schedule=(
             "none",
@@ -191,9 +194,9 @@ def _grid(space: Space) -> Iterator[dict[str, np.ndarray]]:
         yield {name: lists[name][i] for name, i in zip(names, index, strict=True)}
 
 
-def _meaningless(g: dict[str, np.ndarray], model: Model) -> np.ndarray:
-    """Combinations that only repeat another one (a swap without fine-grained choice, a dispatch without experts
-    ...)."""
+def _meaningless(g: dict[str, np.ndarray], model: Model, extended: bool) -> np.ndarray:
+    """Combinations that only repeat another one (a swap without fine-grained choice, a dispatch without experts ...;
+    with `extended`, experts spread over tensor ranks are asked for by `tp_extend_ep`)."""
     schedule = g["schedule"]
     index = SCHEDULES.index
     chunked = (schedule == index("interleaved")) | (schedule == index("adaptive"))
@@ -203,6 +206,8 @@ def _meaningless(g: dict[str, np.ndarray], model: Model) -> np.ndarray:
     out |= (g["swap"] > 0) & (g["recompute"] != RECOMPUTE.index("fine-grained"))
     buckets = g["ep"] * np.where(g["tp_extend_ep"] > 0, g["tp"], 1.0)
     out |= (g["tp_extend_ep"] > 0) & (g["tp"] == 1)
+    if extended:
+        out |= (g["tp_extend_ep"] == 0) & (g["tp"] > 1) & (np.mod(g["ep"], g["tp"]) == 0)
     out |= (buckets == 1) & (g["dispatch"] > 0)
     if model.experts:
         out |= model.experts % np.maximum(buckets, 1.0) != 0
@@ -384,6 +389,7 @@ def score(
     fine = policy == RECOMPUTE.index("fine-grained")
     again = np.zeros_like(need)
     saved = np.zeros_like(need)
+    swapped = np.zeros_like(need)
     forward = mean_layers * (moe_f if model.experts else u.dense_forward)
     host = cluster.hardware.host_gbs * 1e9 * 0.8
     swap_room = np.where(g["swap"] > 0, host * mean_time * 0.5 * chunks / vpp, 0.0)
@@ -397,9 +403,11 @@ def score(
         swap_room = swap_room - free
         again = again + cost * forward * (used - free) / size
         saved = saved + used
+        swapped = swapped + free
         left = left - used
     memory = static + held * per_layer - saved
     reject(memory > limit * 1.0001, 7)
+    reject((fine & (need <= 0)) | ((g["swap"] > 0) & (swapped <= 0)), 8)
     seconds = (
         m * (rank_time + again) + bubble * (1.0 + again / np.maximum(mean_time, 1e-12)) + sends + u.step
     ) * u.factor
@@ -554,7 +562,7 @@ def search(
     kept: list[dict[str, np.ndarray]] = []
     looked = 0
     for grid in _grid(space):
-        keep = ~_meaningless(grid, model)
+        keep = ~_meaningless(grid, model, True in space.tp_extend_ep)
         grid = {name: column[keep].astype(np.float64) for name, column in grid.items()}
         for first in range(0, int(keep.sum()), _CHUNK):
             part = {name: column[first : first + _CHUNK] for name, column in grid.items()}
