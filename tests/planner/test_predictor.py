@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tenfold.core.console import UserError
 from tenfold.planner import Cluster, Hardware, Model, Plan, Planner, evaluation, simulate
-from tenfold.planner.calibration import PRIORS, load_calibration, stack_release, tag_values
+from tenfold.planner.coefficients import PRIORS, load_calibration, stack_release, tag_values
 from tenfold.planner.data import read_rows
 from tenfold.planner.predictor import memory_error, smallest_change
 from tenfold.planner.reproduce import PUBLISHED, pangu

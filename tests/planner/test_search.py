@@ -9,9 +9,11 @@ import pytest
 
 from tenfold.core.console import UserError
 from tenfold.planner import Cluster, Model, Plan, layout_search, search, simulate
-from tenfold.planner.calibration import load_calibration
-from tenfold.planner.layout_search import closed_form_score, run_tasks, shape_candidates, space_for
+from tenfold.planner.coefficients import load_calibration
+from tenfold.planner.layout_search import run_tasks
 from tenfold.planner.reproduce import PUBLISHED
+from tenfold.planner.scoring import closed_form_score, grid, meaningless, narrow_space, score, space_for
+from tenfold.planner.shape_search import search_shapes, shape_candidates
 from tenfold.planner.shapes import parameters
 
 SMALL = Plan(gbs=128, seq=8192)
@@ -96,14 +98,14 @@ def test_nothing_fits_is_said_with_the_nearest_plan() -> None:
 def test_scoring_is_fast_enough() -> None:
     model, cluster = Model.preset("pangu-ultra-moe"), Cluster.preset("ascend-800t-a2", 6144)
     grids = []
-    for grid in layout_search._grid(space_for(model, cluster, PUBLISHED)):
-        keep = ~layout_search._meaningless(grid, model, True)
-        grids.append({name: column[keep] for name, column in grid.items()})
+    for part in grid(space_for(model, cluster, PUBLISHED)):
+        keep = ~meaningless(part, model, True)
+        grids.append({name: column[keep] for name, column in part.items()})
     columns = {name: np.concatenate([g[name] for g in grids])[: 1 << 16] for name in grids[0]}
     calibration = load_calibration()
     plan = PUBLISHED.replace(stack="mindspeed-2025")
     start = time.process_time()
-    answer = layout_search.score(model, cluster, plan, columns, calibration)
+    answer = score(model, cluster, plan, columns, calibration)
     assert len(answer["tokens"]) / (time.process_time() - start) >= 20_000
 
 
@@ -120,8 +122,8 @@ def test_shape_search_ranks_depths_by_how_they_fill_the_stages() -> None:
     model, cluster = Model.preset("llama3-8b"), Cluster.preset("h100", 64)
     shapes = shape_candidates(model, hidden=[4096], layers=[32, 33])
     plan = Plan(gbs=128, seq=8192)
-    space = layout_search.narrow_space(model, cluster, plan)
-    best = layout_search.search_shapes(shapes, cluster, plan, space=space, processes=1)
+    space = narrow_space(model, cluster, plan)
+    best = search_shapes(shapes, cluster, plan, space=space, processes=1)
     assert {c.model.layers for c in best} == {32, 33}
     assert all(c.estimate.fits for c in best)
 

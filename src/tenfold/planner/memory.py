@@ -236,9 +236,7 @@ class Choice:
     swap_bytes: float
 
 
-def _swap_only(
-    sizes: tuple[float, ...], counts: tuple[int, ...], need: float, swap_budget: float
-) -> Choice | None:
+def _swap_only(sizes: tuple[float, ...], counts: tuple[int, ...], need: float, swap_budget: float) -> Choice | None:
     """A set that frees enough by swaps alone, which cost nothing, large items first; None where this finds none."""
     if swap_budget < need:
         return None

@@ -285,7 +285,8 @@ def unit_seconds(s: ShapeVector, h: HardwareVector, p: PlanVector, c: Coefficien
     core_rate = (
         h.peak_bf16
         * c.attention_efficiency
-        * saturation(p.seq, c.attention_ramp)
+        # A ring over context parallelism works on blocks: each rank holds two of 2*cp pieces of the sequence.
+        * saturation(p.seq / np.where(p.cp > 1, 2.0 * p.cp, 1.0), c.attention_ramp)
         * saturation(s.head_dim, c.attention_width)
     )
     core_f = tokens / p.tp * s.core_flops * keys / core_rate

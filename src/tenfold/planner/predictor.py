@@ -10,7 +10,7 @@ import numpy as np
 
 from tenfold.core.console import UserError
 from tenfold.planner import simulation
-from tenfold.planner.calibration import Calibration, attention_unfused, default_stack, load_calibration
+from tenfold.planner.coefficients import Calibration, attention_unfused, default_stack, load_calibration
 from tenfold.planner.config import Cluster, Model, Plan
 from tenfold.planner.memory import StageMemory, inferred_recompute, stage_memory, usable_gib
 from tenfold.planner.operators import UnitSeconds, hardware_vector, plan_vector, unit_seconds

@@ -96,9 +96,7 @@ def order_key(times: StageTimes) -> tuple[int, ...]:
     return tuple(round(value / unit) for column in columns for value in column)
 
 
-def compile_schedule(
-    schedule: str, pp: int, vpp: int, microbatches: int, times: StageTimes | None = None
-) -> _Compiled:
+def compile_schedule(schedule: str, pp: int, vpp: int, microbatches: int, times: StageTimes | None = None) -> _Compiled:
     """Lay a schedule's entries in an order in which every input comes first.
 
     Args:
@@ -119,8 +117,8 @@ def compile_schedule(
 @lru_cache(maxsize=256)
 def _compile(schedule: str, pp: int, vpp: int, microbatches: int, key: tuple[int, ...]) -> _Compiled:
     if schedule == "adaptive":
-        stage_columns = [key[i * pp * vpp : (i + 1) * pp * vpp] for i in range(5)]
-        order = adaptive_order(pp, vpp, microbatches, *stage_columns, send=key[-1])
+        forward, backward, weight, pair_f, pair_b = (key[i * pp * vpp : (i + 1) * pp * vpp] for i in range(5))
+        order = adaptive_order(pp, vpp, microbatches, forward, backward, weight, pair_f, pair_b, key[-1])
     else:
         order = schedules.generate(schedule, pp, vpp, microbatches)
     home = schedules.placement(schedule, pp, vpp)
@@ -170,9 +168,9 @@ def _compile(schedule: str, pp: int, vpp: int, microbatches: int, key: tuple[int
             for kind, stage, mb in entry:
                 if kind == "W":
                     continue
-                key = ("F" if kind == "F" else "b", stage, mb)
-                made[key] = index
-                ready.extend(waiting.pop(key, []))
+                output = ("F" if kind == "F" else "b", stage, mb)
+                made[output] = index
+                ready.extend(waiting.pop(output, []))
             cursor[rank] += 1
     stuck = [rank for rank, line in enumerate(order) if cursor[rank] < len(line)]
     if stuck:
@@ -349,9 +347,7 @@ def timeline(schedule: str, pp: int, vpp: int, microbatches: int, times: StageTi
     return sorted(bars, key=lambda bar: (bar.rank, bar.start))
 
 
-def peak_in_flight(
-    schedule: str, pp: int, vpp: int, microbatches: int, times: StageTimes | None = None
-) -> list[int]:
+def peak_in_flight(schedule: str, pp: int, vpp: int, microbatches: int, times: StageTimes | None = None) -> list[int]:
     """Chunk activations held at the worst moment of every rank (I frees nothing, B and W free the chunk)."""
     compiled = compile_schedule(schedule, pp, vpp, microbatches, times)
     return [int(flight.sum(axis=1).max()) for flight in compiled.in_flight]
