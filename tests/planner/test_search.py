@@ -10,6 +10,7 @@ import pytest
 from tenfold.core.console import UserError
 from tenfold.planner import Cluster, Model, Plan, layout_search, search, simulate
 from tenfold.planner.coefficients import load_calibration
+from tenfold.planner.config import RECOMPUTE
 from tenfold.planner.layout_search import run_tasks
 from tenfold.planner.reproduce import PUBLISHED
 from tenfold.planner.scoring import closed_form_score, grid, meaningless, narrow_space, score, space_for
@@ -140,3 +141,46 @@ def test_tasks_give_the_same_in_one_process_and_in_two() -> None:
 def test_an_unknown_backend_is_refused() -> None:
     with pytest.raises(UserError, match="backend: unknown 'mpi'"):
         run_tasks(_square, [1], backend="mpi")
+
+
+def test_the_published_layout_is_within_the_best_twentieth() -> None:
+    model, cluster = Model.preset("pangu-ultra-moe"), Cluster.preset("ascend-800t-a2", 6144)
+    own = simulate(model, cluster, PUBLISHED)
+    assert own.fits and own.memory_limit_gib <= 64
+    found = search(model, cluster, PUBLISHED, simulate_best=1, processes=1)
+    place, drawn = layout_search.simulated_place(found, own.tokens_per_s_per_device, sample=60, processes=1)
+    assert drawn > 45
+    assert place <= 0.05
+    assert found.rank_of(closed_form_score(model, cluster, PUBLISHED)) <= 0.08  # the closed form is coarser
+
+
+def test_a_plan_that_needs_no_recomputation_is_listed_once(found: layout_search.SearchResult) -> None:
+    columns, plan = found._columns, found._context["plan"]
+    fine = RECOMPUTE.index("fine-grained")
+    chosen = np.flatnonzero((columns["code"] == 0) & (columns["recompute"] == fine))
+    assert len(chosen)
+    # Each would not fit without its recomputation, by the form that chose it.
+    bare = {name: columns[name][chosen].astype(float) for name in grid_columns(columns)}
+    bare["recompute"] = np.full(len(chosen), float(RECOMPUTE.index("none")))
+    bare["swap"] = np.zeros(len(chosen))
+    answer = score(found._context["model"], found._context["cluster"], plan, bare, found._context["calibration"])
+    assert (answer["code"] == 7).all()
+
+
+def grid_columns(columns: dict[str, np.ndarray]) -> list[str]:
+    return [name for name in columns if name not in ("tokens", "code", "memory", "closed")]
+
+
+def test_a_sweep_on_ray_gives_the_same_plans() -> None:
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", ignore_reinit_error=True)
+    try:
+        model, cluster = Model.preset("llama3-8b"), Cluster.preset("h100", 32)
+        one, two = (
+            search(model, cluster, SMALL, top=3, simulate_best=6, processes=1, backend=backend)
+            for backend in ("processes", "ray")
+        )
+    finally:
+        ray.shutdown()
+    assert [e.plan for e in one.best] == [e.plan for e in two.best]
+    assert [e.step_seconds for e in one.best] == [e.step_seconds for e in two.best]

@@ -83,7 +83,7 @@ def simulate(
         swap: let items move to the host.
         dispatch: form of the expert all-to-all.
         fsdp: ZeRO stage.
-        imbalance: fullest device over the mean load of experts; 1 is balanced.
+        imbalance: fullest device over the mean load of experts; 1 forces balance, natural routing by default.
         noop_slots: empty layer slots.
         stack: software generation, such as megatron-bridge-25.11.
         memory_limit_gib: usable memory of a device.

@@ -263,6 +263,7 @@ def h800_chunk(calibration: Calibration | None = None) -> dict[str, tuple[float,
         dispatch="dedup",
         ep_overlap=True,
         recompute="fine-grained",
+        imbalance=1.0,
         stack="hai-llm-2024",
     )
     p = plan_vector(plan, cluster.devices, attention_unfused(plan.stack))

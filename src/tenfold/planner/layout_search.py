@@ -165,7 +165,9 @@ def run_tasks(
         try:
             import ray  # type: ignore[import-not-found,unused-ignore]
         except ImportError:
-            raise UserError("backend: ray is not installed: pip install 'ray', or use backend processes") from None
+            raise UserError(
+                "backend: ray is not installed: pip install 'tenfold[planner]', or use backend processes"
+            ) from None
         if not ray.is_initialized():
             ray.init(ignore_reinit_error=True, logging_level="ERROR")
         remote = ray.remote(function)

@@ -33,7 +33,6 @@ PUBLISHED = Plan(
     recompute="fine-grained",
     swap=True,
     dispatch="hierarchical",
-    imbalance=None,
 )
 DEVICES, BASELINE_DEVICES = 6144, 4096
 # tokens/s of the whole cluster over devices: 1.46M on 6,144 and 0.61M on 4,096 (arXiv 2505.04519, as read by two
