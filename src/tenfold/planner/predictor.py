@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
 from tenfold.core.console import UserError
 from tenfold.planner import simulation
-from tenfold.planner.calibration import Calibration, attention_unfused, default_stack, load_calibration
+from tenfold.planner.coefficients import Calibration, attention_unfused, default_stack, load_calibration
 from tenfold.planner.config import Cluster, Model, Plan
 from tenfold.planner.memory import StageMemory, inferred_recompute, stage_memory, usable_gib
 from tenfold.planner.operators import UnitSeconds, hardware_vector, plan_vector, unit_seconds
@@ -122,7 +122,10 @@ def simulate(model: Model, cluster: Cluster, plan: Plan, calibration: Calibratio
     count = plan.microbatches(cluster.devices)
     local = simulation.local_stages(plan.schedule, plan.pp, plan.vpp)
     per_rank = [sum(times.forward[s] + times.backward[s] for s in owned) for owned in local]
-    memory = stage_memory(model, cluster, plan, stages, p, u, per_rank)
+    if plan.schedule == "adaptive":
+        # The order is chosen once, before recomputation is: memory and makespan are those of the same order.
+        times = replace(times, order_key=simulation.order_key(times))
+    memory = stage_memory(model, cluster, plan, stages, p, u, per_rank, times)
     if any(rank.extra_seconds for rank in memory):
         times = _with_recompute(times, memory, local)
     pipeline = simulation.makespan(plan.schedule, plan.pp, plan.vpp, count, times)
@@ -183,7 +186,7 @@ def _with_recompute(times: StageTimes, memory: list[StageMemory], local: list[li
         for stage in owned:
             backward[stage] += rank.extra_seconds / len(owned)
             pair[stage] += rank.extra_seconds / len(owned)
-    return StageTimes(times.forward, backward, times.weight, times.send, times.pair_forward, pair)
+    return replace(times, backward=backward, pair_backward=pair)
 
 
 def _rank_seconds(times: StageTimes, owned: list[int], plan: Plan) -> float:
