@@ -54,8 +54,8 @@ def main() -> None:
     plots.save_figure(
         plots.timeline_figure(
             [
-                ("baseline: interleaved, exposed all-to-all, full recompute", answer.baseline.timeline(32)),
-                ("optimised: joined passes, fine-grained recompute, swap", answer.optimised.timeline(32)),
+                ("baseline: interleaved, exposed all-to-all, full recompute", answer.baseline.timeline()),
+                ("optimised: joined passes, fine-grained recompute, swap", answer.optimised.timeline()),
             ]
         ),
         str(ASSETS / "pangu.png"),

@@ -128,21 +128,21 @@ def simulate(model: Model, cluster: Cluster, plan: Plan, calibration: Calibratio
     memory = stage_memory(model, cluster, plan, stages, p, u, per_rank, times)
     if any(rank.extra_seconds for rank in memory):
         times = _with_recompute(times, memory, local)
-    pipeline = simulation.makespan(plan.schedule, plan.pp, plan.vpp, count, times)
+    played = simulation.play(plan.schedule, plan.pp, plan.vpp, count, times)
+    pipeline = played.makespan
     whole = (pipeline + float(u.step)) * float(u.factor)
     tokens = plan.gbs * plan.seq
     rate = tokens / whole / cluster.devices
     width = calibration.interval(cluster.hardware, model, plan)
     flops = flops_per_token(model, plan.seq)
     peak = cluster.hardware.peak(plan.precision) * 1e12
-    share = 0.5 if plan.schedule == "dualpipe" else 1.0
-    busy = [share * count * _rank_seconds(times, owned, plan) for owned in local]
+    busy = float(np.mean(played.busy))
     extra = sum(rank.extra_seconds for rank in memory) * count / plan.pp
-    breakdown = _breakdown(u, stages, plan, count, pipeline, float(np.mean(busy)), extra, whole)
+    breakdown = _breakdown(u, stages, plan, count, pipeline, busy, extra, whole)
     limit = usable_gib(cluster, plan)
     hidden = float(u.parts["hidden"]["expert all-to-all"])
-    paired = plan.schedule in ("adaptive", "dualpipe", "dualpipev")
-    exposed = float(c.exposed_paired) * hidden if paired else float(u.parts["moe"]["expert all-to-all"])
+    exposed = played.joined * float(c.exposed_paired) * hidden
+    exposed += (1.0 - played.joined) * float(u.parts["moe"]["expert all-to-all"])
     return Estimate(
         model=model,
         hardware=cluster.hardware.name,
@@ -157,7 +157,7 @@ def simulate(model: Model, cluster: Cluster, plan: Plan, calibration: Calibratio
         mfu_noncausal=rate * flops_per_token(model, plan.seq, "noncausal") / peak,
         mfu_convention=f"causal attention, recompute not counted, {plan.precision} dense peak {peak / 1e12:.0f} "
         f"TFLOP/s",
-        bubble=1.0 - float(np.mean(busy)) / pipeline,
+        bubble=1.0 - busy / pipeline,
         breakdown=breakdown,
         memory=tuple(memory),
         memory_limit_gib=limit,
@@ -187,13 +187,6 @@ def _with_recompute(times: StageTimes, memory: list[StageMemory], local: list[li
             backward[stage] += rank.extra_seconds / len(owned)
             pair[stage] += rank.extra_seconds / len(owned)
     return replace(times, backward=backward, pair_backward=pair)
-
-
-def _rank_seconds(times: StageTimes, owned: list[int], plan: Plan) -> float:
-    paired = plan.schedule in ("adaptive", "dualpipe", "dualpipev")
-    forward = times.pair_forward if paired and times.pair_forward else times.forward
-    backward = times.pair_backward if paired and times.pair_backward else times.backward
-    return sum(forward[s] + backward[s] for s in owned)
 
 
 def _breakdown(

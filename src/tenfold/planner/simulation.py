@@ -70,6 +70,7 @@ class _Compiled:
     entries: list[Entry]
     slots: list[tuple[tuple[str, int], ...]]
     in_flight: list[np.ndarray]  # per rank [events, stages on rank]
+    joined: float  # share of the forwards that run in a pair
     local_stages: list[list[int]]
 
 
@@ -195,6 +196,8 @@ def _compile(schedule: str, pp: int, vpp: int, microbatches: int, key: tuple[int
                     release[where[stage]] -= 1
             steps.append(release)
         flights.append(np.cumsum(np.array(steps or [[0] * len(local[rank])], dtype=np.int32), axis=0))
+    forwards = sum(1 for entry in entries for action in entry if action[0] == "F")
+    joined = sum(len(entry) == 2 for entry in entries) / max(1, forwards)
     return _Compiled(
         len(order),
         stages,
@@ -207,6 +210,7 @@ def _compile(schedule: str, pp: int, vpp: int, microbatches: int, key: tuple[int
         entries,
         list(slots),
         flights,
+        joined,
         local,
     )
 
@@ -278,12 +282,31 @@ def _runs(schedule: str, pp: int, vpp: int, microbatches: int) -> list[tuple[int
     return [(short, -rest), (short + period, 1.0 + rest)]
 
 
+@dataclass(frozen=True)
+class Played:
+    """A step played through: seconds from the first action to the last, busy seconds of every rank, and the share of
+    the forwards that run joined with a backward."""
+
+    makespan: float
+    busy: list[float]
+    joined: float
+
+
+def play(schedule: str, pp: int, vpp: int, microbatches: int, times: StageTimes) -> Played:
+    """Play a step; long ones are extended from two shorter runs."""
+    whole, busy, joined = 0.0, [0.0] * pp, 0.0
+    for count, share in _runs(schedule, pp, vpp, microbatches):
+        compiled = compile_schedule(schedule, pp, vpp, count, times)
+        end, worked = _run(compiled, times)
+        whole += share * max(end)
+        busy = [one + share * two for one, two in zip(busy, worked, strict=True)]
+        joined = compiled.joined
+    return Played(whole, busy, joined)
+
+
 def makespan(schedule: str, pp: int, vpp: int, microbatches: int, times: StageTimes) -> float:
     """Seconds from the first action to the last."""
-    return sum(
-        share * max(_run(compile_schedule(schedule, pp, vpp, count, times), times)[0])
-        for count, share in _runs(schedule, pp, vpp, microbatches)
-    )
+    return play(schedule, pp, vpp, microbatches, times).makespan
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from tenfold.planner import plots
 from tenfold.planner.predictor import Estimate
 from tenfold.planner.reproduce import PUBLISHED_RATIO, PUBLISHED_TOKENS, pangu, pangu_search
 
-_SHOWN = 32  # micro-batches in the picture; a step has 64
+_SHOWN = 64  # micro-batches in the pictures: all of a step
 
 
 def tour(workdir: Path) -> Station:
@@ -31,7 +31,7 @@ def tour(workdir: Path) -> Station:
                 ]
             ),
             "Two pipeline timelines of sixteen ranks on one time axis; the optimised one is shorter.",
-            f"One step of the published layout (its first {_SHOWN} of 64 micro-batches). White is idle time.",
+            "One step of the published layout, 64 micro-batches. White is idle time.",
         ),
         plot_panel(
             plots.breakdown_figure(
