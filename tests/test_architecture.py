@@ -61,6 +61,20 @@ FURTHER = {
         "profiling.py": "operators measured on this device",
     },
 }
+FURTHER["llm"] = {
+    "attention.py": "which keys a query sees, and the kernels: documents, windows, caches",
+    "cache.py": "keys and values of the past",
+    "tokenizer.py": "text to ids and back; training a vocabulary by domain",
+    "transformers_model.py": "the decoder as transformers' Auto classes want it",
+    "key_tables.py": "foreign checkpoint layouts as tables of patterns",
+    "generation.py": "the user-level object: LanguageModel (llm's predictor)",
+    "context.py": "longer contexts: the needle sweep that chooses a rotary base",
+    "stability.py": "spikes, gradients, gains and activations: what a run's report shows",
+    "post_training.py": "SFT and GRPO on TRL",
+    "parallel.py": "FSDP2, tensor, pipeline and context parallelism, applied from outside the model",
+    "scale.py": "parameters, FLOPs, memory per rank, MFU and their conventions",
+    "phases.py": "the pre-training schedule by tokens: length, rotary base, batch, rate",
+}
 DATA_FOLDERS = {"weights", "assets"}
 # Rooms that may use another room: pruning prunes the models of llm.
 MAY_USE = {"pruning": {"llm"}}

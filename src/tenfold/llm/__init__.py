@@ -1,0 +1,1 @@
+"""Pangu Ultra: train, extend, run and inspect deep dense language models with depth-scaled sandwich norm."""
