@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +26,14 @@ from tenfold.core.console import UserError, warn
 from tenfold.core.files import disk_error, make_folder
 from tenfold.core.training.ema import Ema, local
 
+Metadata = Mapping[str, str] | Callable[[int], Mapping[str, str]]
+"""The header of a weights file, or a function of the number of steps done that gives it."""
+
+
+def header(metadata: Metadata, step: int) -> Mapping[str, str]:
+    """The header of a file that is written after `step` steps."""
+    return metadata(step) if callable(metadata) else metadata
+
 
 @dataclass
 class Progress:
@@ -33,7 +41,7 @@ class Progress:
 
     Args:
         step: steps done.
-        skipped: those of them that the guard left out.
+        skipped: those of them that the guard left out, with what it took back.
         seconds: wall time spent in training steps, over all sittings; evaluation and checkpoints are not counted.
         cpu_seconds: processor time of this process in training steps, likewise.
         best: best value of `FitConfig.best_metric` so far.
@@ -149,10 +157,10 @@ class Snapshots:
         metadata: goes into the header of the weights' files, so that a room can load a checkpoint as a model.
     """
 
-    def __init__(self, folder: Path, keep: int, metadata: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, keep: int, metadata: Metadata) -> None:
         self.folder = folder
         self.keep = keep
-        self.metadata = dict(metadata)
+        self.metadata = metadata
 
     def newest(self) -> Path | None:
         """The newest checkpoint whose files are all there; damaged ones are named and passed over."""
@@ -188,7 +196,7 @@ class Snapshots:
                     f"checkpoint is {self.newest() or 'none yet'}: train anew with a lower learning rate or clip_norm"
                 )
         with atomic_folder(self.folder / f"step-{progress.step:08d}") if main else nullcontext() as path:
-            save_weights(path and path / "model.safetensors", model, ema, self.metadata)
+            save_weights(path and path / "model.safetensors", model, ema, header(self.metadata, progress.step))
             if ema:
                 save_weights(path and path / "raw.safetensors", model, None, {})
             trainer = {
