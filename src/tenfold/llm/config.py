@@ -229,3 +229,63 @@ def preset(name: str, **changes: object) -> ModelConfig:
         KeyError: no preset has this name.
     """
     return replace(PRESETS[name], **changes)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Over how many devices a run is spread, and in which way (`parallel` does it, `scale` counts it).
+
+    Attributes:
+        dp: groups that hold the model each and take different rows; their gradients are averaged.
+        fsdp: devices that share weights, gradients and optimiser state in shards and take different rows (FSDP2).
+        tp: devices that share every matrix and, between matrices, the positions (tensor and sequence parallelism).
+        pp: pipeline stages.
+        cp: devices that share the tokens of each document (context parallelism).
+        chunks: pieces of the model that a pipeline stage holds; above 1 the schedule is the interleaved one.
+    """
+
+    dp: int = 1
+    fsdp: int = 1
+    tp: int = 1
+    pp: int = 1
+    cp: int = 1
+    chunks: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("dp", "fsdp", "tp", "pp", "cp", "chunks"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not a positive number")
+        if self.chunks > 1 and self.pp == 1:
+            raise ValueError(f"chunks: {self.chunks} pieces a stage need a pipeline: give pp")
+
+    @property
+    def devices(self) -> int:
+        """Devices in all."""
+        return self.dp * self.fsdp * self.tp * self.pp * self.cp
+
+    @property
+    def data_shares(self) -> int:
+        """Groups of devices that take different rows."""
+        return self.dp * self.fsdp
+
+    def check(self, config: ModelConfig) -> None:
+        """See that a model can be spread like this.
+
+        Raises:
+            ValueError: heads, feed-forward width or layers do not divide, or tied embeddings meet a pipeline.
+        """
+        for name in ("heads", "kv_heads", "ffn"):
+            if getattr(config, name) % self.tp:
+                raise ValueError(
+                    f"tp: {getattr(config, name)} {name} cannot be shared equally by {self.tp} devices: take a tp "
+                    f"that divides {config.heads} heads, {config.kv_heads} kv_heads and ffn {config.ffn}"
+                )
+        if self.pp * self.chunks > config.layers:
+            raise ValueError(f"pp: {config.layers} layers do not fill {self.pp * self.chunks} pieces of a pipeline")
+        if self.pp > 1 and config.tied:
+            raise ValueError("pp: tied embeddings would lie on the first and the last stage: take tied false")
+
+
+# Where Pangu Ultra was trained (paper section 4): 8,192 devices, optimiser state shared over the data-parallel groups,
+# six pieces of the model a pipeline stage.
+PANGU_ULTRA_LAYOUT = Layout(dp=128, tp=8, pp=8, chunks=6)
