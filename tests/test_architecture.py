@@ -64,6 +64,7 @@ FURTHER = {
 FURTHER["llm"] = {
     "attention.py": "which keys a query sees, and the kernels: documents, windows, caches",
     "cache.py": "keys and values of the past",
+    "shards.py": "token files on disk, Megatron's and our own, and text that becomes them",
     "tokenizer.py": "text to ids and back; training a vocabulary by domain",
     "transformers_model.py": "the decoder as transformers' Auto classes want it",
     "key_tables.py": "foreign checkpoint layouts as tables of patterns",
