@@ -174,7 +174,7 @@ class PackedTokens:
             wrong = int(np.flatnonzero(((rows >= self.vocabulary) | (rows < 0)).any(1))[0])
             name = self.names[self._mixture.locate(indices[wrong])[0]]
             raise UserError(
-                f"data: {name} holds token id {rows[wrong].max()}, and the model's vocabulary has {self.vocabulary} ids: "
+                f"data: {name} holds token id {rows[wrong].max()}, the model's vocabulary has {self.vocabulary} ids: "
                 "take the tokenizer that the tokens were made with"
             )
         tokens = torch.from_numpy(rows)
