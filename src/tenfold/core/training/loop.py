@@ -28,7 +28,7 @@ from tenfold.core.training.metrics import Averages, MetricsFile, merge
 from tenfold.core.training.processes import agree, make_accelerator
 from tenfold.core.training.randomness import seed_step
 from tenfold.core.training.schedule import Schedule, constant
-from tenfold.core.training.snapshot import Metadata, Progress, Snapshots, header, save_weights
+from tenfold.core.training.snapshot import Metadata, Progress, Snapshots, header, is_sharded, save_weights
 
 Loss = Callable[[Any, Any], tuple[Tensor, Mapping[str, Tensor | float]]]
 Evaluate = Callable[[nn.Module, int], Mapping[str, float]]
@@ -80,6 +80,7 @@ def fit(
     samples: SamplesOfStep | None = None,
     should_stop: Callable[[Progress], bool] | None = None,
     resume: bool = True,
+    data_share: tuple[int, int] | None = None,
     device: str = "auto",
 ) -> FitResult:
     """Train `model` in place, or go on with the run that `run_dir` holds.
@@ -88,7 +89,9 @@ def fit(
     (same machine, same number of processes and threads).
 
     Args:
-        model: the module; its parameters are trained where they require gradients.
+        model: the module; its parameters are trained where they require gradients. One whose parameters are spread over
+            the processes already (DTensors of FSDP2 or tensor parallelism) is left as it is; another is copied to each
+            process (DDP), or spread as `accelerate launch` was told.
         dataset: the sample stream, see `data.Samples` and `data.Batches`; a pure function of the sample's number.
         loss: from the (wrapped) model and a batch on its device to the mean loss over the batch and further means to
             report. It must call the model's `forward`, or several processes cannot share gradients.
@@ -108,6 +111,8 @@ def fit(
         should_stop: asked after every step, for time budgets; a run that it ends is evaluated and saved, and can be
             resumed.
         resume: False refuses a folder that already holds a run instead of going on with it.
+        data_share: which share of a step's samples this process takes and of how many, where several processes work on
+            the same samples; by default each process has a share of its own.
         device: `auto`, `cpu` or the accelerator's name.
 
     Returns:
@@ -120,14 +125,14 @@ def fit(
     """
     run_dir = Path(run_dir)
     set_threads(config.threads)
-    accelerator = make_accelerator(config, run_dir, device)
+    accelerator = make_accelerator(config, run_dir, device, data_share)
     if accelerator.is_main_process:
         make_folder(run_dir)
         record.check(run_dir, config, recipe, resume)
     loop = _Loop(accelerator, model, optimizer(model), loss, schedule or constant(), config, run_dir, metadata or {})
     try:
         loop.open()
-        return loop.run(dataset, samples, evaluate, should_stop)
+        return loop.run(dataset, samples, data_share, evaluate, should_stop)
     finally:
         loop.close()
 
@@ -154,7 +159,10 @@ class _Loop:
         self.metadata = metadata
         self.main = accelerator.is_main_process
         model.train()
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        if is_sharded(model):
+            self.model, self.optimizer = model, accelerator.prepare(optimizer)
+        else:
+            self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.bare = accelerator.unwrap_model(self.model)
         self.forward = torch.compile(self.model) if config.compile else self.model
         self.parameters = [parameter for parameter in self.bare.parameters() if parameter.requires_grad]
@@ -208,19 +216,21 @@ class _Loop:
         self,
         dataset: Samples | Batches,
         samples: SamplesOfStep | None,
+        data_share: tuple[int, int] | None,
         evaluate: Evaluate | None,
         should_stop: Callable[[Progress], bool] | None,
     ) -> FitResult:
         """Do the remaining steps."""
         config, progress, accelerator = self.config, self.progress, self.accelerator
         alone = accelerator.num_processes == 1
+        rank, shares = data_share or (accelerator.process_index, accelerator.num_processes)
         batches = stream(
             dataset,
             range(progress.step, config.steps),
             config.batch_size,
             config.accumulate,
-            accelerator.process_index,
-            accelerator.num_processes,
+            rank,
+            shares,
             config.workers,
             pin_memory=accelerator.device.type == "cuda",
             samples=samples,

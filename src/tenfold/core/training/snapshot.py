@@ -96,7 +96,8 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _sharded(model: nn.Module) -> bool:
+def is_sharded(model: nn.Module) -> bool:
+    """Whether the parameters are spread over processes (FSDP2, tensor parallelism)."""
     return any(hasattr(parameter, "to_local") for parameter in model.parameters())
 
 
@@ -111,7 +112,7 @@ def save_weights(path: Path | None, model: nn.Module, ema: Ema | None, metadata:
     """
     with ema.in_place() if ema else nullcontext():
         tensors: Mapping[str, Any] = model.state_dict()
-        if _sharded(model):
+        if is_sharded(model):
             from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
             tensors = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
@@ -121,7 +122,7 @@ def save_weights(path: Path | None, model: nn.Module, ema: Ema | None, metadata:
 
 def _load_weights(path: Path, model: nn.Module) -> None:
     tensors = load_file(path)
-    if _sharded(model):
+    if is_sharded(model):
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
         set_model_state_dict(model, dict(tensors), options=StateDictOptions(full_state_dict=True))
@@ -130,7 +131,7 @@ def _load_weights(path: Path, model: nn.Module) -> None:
 
 
 def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    if _sharded(model):
+    if is_sharded(model):
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 
         return get_optimizer_state_dict(
@@ -140,7 +141,7 @@ def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
 
 
 def _load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    if _sharded(model):
+    if is_sharded(model):
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 
         set_optimizer_state_dict(model, optimizer, state, options=StateDictOptions(full_state_dict=True))
