@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tenfold.core.console import UserError
+from tenfold.core.console import UserError, table, to_jsonable, warn
+from tenfold.core.files import disk_error
 from tenfold.core.training.guard import SPIKE_WINDOW, spike_bar
 from tenfold.llm.model import Decoder, RMSNorm
 
@@ -210,6 +211,36 @@ def below_epsilon(model: Decoder, row: Mapping[str, Any]) -> list[tuple[int, str
     return found
 
 
+def report_start(model: Decoder, tokens: Tensor, path: Path) -> None:
+    """Say how large the inputs of norms after sub-layers are beside their epsilon, once in a run.
+
+    Args:
+        model: with its first weights.
+        tokens: (B, T) to look at it with.
+        path: the run's stability file, which gets the first row.
+    """
+    if path.exists():
+        return
+    row = look(model, tokens, 0)
+    append_row(path, row)
+    config = model.config
+    if not config.has_post_norms:
+        return
+    squares = [row["activations"][kind]["mean_square"] for kind in ("post_attention_norm", "post_mlp_norm")]
+    eps = config.post_norm_eps or config.norm_eps
+    rows = [
+        [layer, *(f"{values[layer]:.1e}{' < eps' if values[layer] < eps else ''}" for values in squares)]
+        for layer in range(config.layers)
+    ]
+    table(["layer", "attention", "feed-forward"], rows, title=f"post-norm input mean square vs eps {eps:g}")
+    small = below_epsilon(model, row)
+    if small:
+        warn(
+            f"{len(small)} of {2 * config.layers} norms after sub-layers start with inputs below their epsilon {eps:g} "
+            f"and do not normalise yet: set post_norm_eps to {min(s for _, _, s, _ in small) / 10:.0e} or less"
+        )
+
+
 # --- Files of a run ---------------------------------------------------------------------------------------------------
 
 
@@ -265,6 +296,15 @@ def read_run(run_dir: Path | str) -> RunLog:
     by_step = {row["step"]: row for row in read_rows(run_dir / FILE)} if (run_dir / FILE).is_file() else {}
     log.looks.extend(by_step[step] for step in sorted(by_step))
     return log
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Add a row to a JSON-lines file."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(to_jsonable(row)) + "\n")
+    except OSError as error:
+        raise disk_error(path, error) from error
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:

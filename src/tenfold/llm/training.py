@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tenfold.core.config import near
-from tenfold.core.console import UserError, say, table, warn
+from tenfold.core.console import UserError, say
 from tenfold.core.devices import resolve_device
 from tenfold.core.training import FitConfig, FitResult, Schedule, fit
 from tenfold.core.training.data import Batches
@@ -28,6 +27,7 @@ from tenfold.llm.model import Decoder, groups_for_decay, initialise
 from tenfold.llm.phases import Timetable
 from tenfold.llm.tokenizer import BYTES, ByteTokenizer, Tokenizer
 from tenfold.llm.tokenizer import train as train_tokenizer
+from tenfold.llm.windows import Validation
 
 # Dense bf16 FLOP/s of accelerators, from their makers' data sheets.
 PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}
@@ -78,68 +78,6 @@ class PhasedSequences:
         phase, first = self.timetable.phase_of_sequence(indices[0])
         found = self.phases[phase].batch(range(first, first + len(indices)))
         return {**found, "rope_base": self.timetable.phases[phase].rope_base}
-
-
-class Windows:
-    """Windows of one long text at random places; sample i is a pure function of i.
-
-    Args:
-        tokens: ids (N,), N > length.
-        length: tokens of a window.
-        seed: of the places.
-
-    Raises:
-        UserError: the text is shorter than one window.
-    """
-
-    def __init__(self, tokens: Tensor, length: int, seed: int = 0) -> None:
-        if len(tokens) <= length:
-            raise UserError(f"the text has {len(tokens)} tokens, fewer than one sequence of {length} and its target")
-        self.tokens, self.length, self.seed = tokens, length, seed
-
-    def batch(self, indices: Sequence[int]) -> dict[str, Any]:
-        """`tokens` and `targets` (B, T), int64."""
-        generator = torch.Generator()
-        starts = []
-        for index in indices:
-            generator.manual_seed(self.seed * 1_000_003 + index)
-            starts.append(int(torch.randint(len(self.tokens) - self.length, (), generator=generator)))
-        rows = torch.stack([self.tokens[start : start + self.length + 1] for start in starts]).long()
-        return {"tokens": rows[:, :-1], "targets": rows[:, 1:]}
-
-
-class Validation:
-    """Loss on the beginning of a text that is not trained on.
-
-    Args:
-        ids: of the text.
-        length: tokens of a window; windows do not overlap, and what is left over is dropped.
-        tokenizer: counts the bytes that the targets stand for.
-        limit: most windows.
-        batch: windows at a time.
-
-    Raises:
-        UserError: the text is shorter than one window.
-    """
-
-    def __init__(self, ids: Sequence[int], length: int, tokenizer: Tokenizer, limit: int = 64, batch: int = 8) -> None:
-        count = min(limit, (len(ids) - 1) // length)
-        if count < 1:
-            raise UserError(f"the validation text has {len(ids)} tokens, fewer than one sequence of {length}")
-        rows = torch.tensor(ids[: count * length + 1])
-        self.inputs, self.targets = rows[:-1].view(count, length), rows[1:].view(count, length)
-        self.batch = batch
-        self.bytes = sum(len(tokenizer.token_bytes(token)) for token in rows[1:].tolist())
-
-    @torch.no_grad()
-    def __call__(self, model: nn.Module) -> dict[str, float]:
-        """`loss` in nats a token, `nats_per_byte`, `bits_per_byte`."""
-        device, total = next(model.parameters()).device, 0.0
-        for inputs, targets in zip(self.inputs.split(self.batch), self.targets.split(self.batch), strict=True):
-            logits = model(inputs.to(device)).flatten(0, 1).float()
-            total += F.cross_entropy(logits, targets.to(device).flatten(), reduction="sum").item()
-        nats = total / self.bytes
-        return {"loss": total / self.targets.numel(), "nats_per_byte": nats, "bits_per_byte": nats / math.log(2)}
 
 
 def make_optimizer(config: TrainConfig, learning_rate: float) -> Any:
@@ -270,12 +208,12 @@ def train(
     looks = run_dir / stability.FILE
     main = os.environ.get("RANK", "0") == "0"
     if main:
-        _report_start(model, first_tokens, looks)
+        stability.report_start(model, first_tokens, looks)
 
     def evaluate(network: nn.Module, step: int) -> dict[str, float]:
         row = stability.look(network, first_tokens, step)
         if main:
-            _append(looks, row)
+            stability.append_row(looks, row)
         return validation(network) if validation else {}
 
     spread = parallel.prepare(model, layout, config.precision, str(resolve_device(device)), config.seed)
@@ -306,37 +244,6 @@ def _check_batches(timetable: Timetable, accumulate: int, processes: int) -> Non
                 f"phase {timetable.phases[stretch.phase].name!r}: {stretch.sequences} sequences cannot be shared "
                 f"equally by {processes} process(es) x {accumulate} micro-batch(es)"
             )
-
-
-def _append(path: Path, row: Mapping[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-
-
-def _report_start(model: Decoder, tokens: Tensor, looks: Path) -> None:
-    """Say how large the inputs of norms after sub-layers are beside their epsilon (new runs only)."""
-    if looks.exists():
-        return
-    row = stability.look(model, tokens, 0)
-    _append(looks, row)
-    if not model.config.has_post_norms:
-        return
-    squares = {kind: row["activations"][kind]["mean_square"] for kind in ("post_attention_norm", "post_mlp_norm")}
-    eps = model.config.post_norm_eps or model.config.norm_eps
-    table(
-        ["layer", "attention", "feed-forward"],
-        [
-            [layer, *(f"{values[layer]:.1e}{' < eps' if values[layer] < eps else ''}" for values in squares.values())]
-            for layer in range(model.config.layers)
-        ],
-        title=f"post-norm input mean square vs eps {eps:g}",
-    )
-    small = stability.below_epsilon(model, row)
-    if small:
-        warn(
-            f"{len(small)} of {2 * model.config.layers} norms after sub-layers start with inputs below their epsilon "
-            f"{eps:g} and do not normalise yet: set post_norm_eps to {min(s for _, _, s, _ in small) / 10:.0e} or less"
-        )
 
 
 def _summarise(
