@@ -240,7 +240,7 @@ RECIPES: dict[str, Recipe] = {
     "tenfold-tiny": Recipe(
         PRESETS["tenfold-tiny"],
         TrainConfig(
-            single_phase(steps=1500, batch=8, length=256, learning_rate=4e-3, warmup=100, final=0.05),
+            single_phase(steps=1500, batch=8, length=256, learning_rate=5e-3, warmup=100, final=0.05),
             evaluate_every=250,
             checkpoint_every=100,
         ),
