@@ -113,7 +113,7 @@ def gradient_norms(norms: Sequence[float], warmup: int = 20) -> GradientNorms | 
     after = [(norm, step) for step, norm in enumerate(norms, 1) if step > warmup and math.isfinite(norm) and norm > 0]
     if not after:
         return None
-    largest, step = max(after)
+    largest, step = max(after, key=lambda pair: pair[0])
     values = [norm for norm, _ in after]
     return GradientNorms(median(values), largest, step, pstdev(math.log10(value) for value in values))
 
