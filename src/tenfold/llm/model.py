@@ -82,6 +82,15 @@ def rope_frequencies(
     return frequencies * (kept + (1 - kept) / scaling.factor)
 
 
+def turns_at(config: ModelConfig, rotary: Rotary, local_rotary: Rotary, positions: Tensor) -> dict[str, Turn]:
+    """The turn of heads in each kind of layer, at positions (..., T)."""
+    full = rotary(positions) if config.rope_in_full_layers else None
+    if "sliding" not in config.layer_kinds:
+        return {"full": full}
+    scaled_alike = not config.local_rope_base
+    return {"full": full, "sliding": rotary(positions) if scaled_alike else local_rotary(positions)}
+
+
 def turn_halves(x: Tensor, turn: Turn) -> Tensor:
     """Turn channel i with channel i + r/2 of heads (..., T, c): Llama's convention."""
     if turn is None:
@@ -229,12 +238,7 @@ class Decoder(nn.Module):
 
     def turns(self, positions: Tensor) -> dict[str, Turn]:
         """The turn of heads in each kind of layer, at positions (..., T)."""
-        config = self.config
-        full = self.rotary(positions) if config.rope_in_full_layers else None
-        if "sliding" not in config.layer_kinds:
-            return {"full": full}
-        scaled_alike = not config.local_rope_base
-        return {"full": full, "sliding": self.rotary(positions) if scaled_alike else self.local_rotary(positions)}
+        return turns_at(self.config, self.rotary, self.local_rotary, positions)
 
     def hidden(
         self,
