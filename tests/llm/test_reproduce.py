@@ -55,13 +55,13 @@ def test_jobs_that_are_the_same_run_share_a_folder_and_others_do_not() -> None:
     assert len(by_name) < len(jobs)
 
 
-def test_a_run_that_is_done_is_not_done_again(
-    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_is_done_is_not_done_again(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = Job("DSSN", NORMS["DSSN"], steps=5, layers=2, width=16)
     first = run_job(job, tmp_path, text)
     assert len(first.losses) == len(first.norms) == 5
-    assert first.initial_gains == pytest.approx({"post_attention_norm": 0.283 / 2**0.5, "post_mlp_norm": 0.432 / 2**0.5})
+    assert first.initial_gains == pytest.approx(
+        {"post_attention_norm": 0.283 / 2**0.5, "post_mlp_norm": 0.432 / 2**0.5}
+    )
     assert len(first.gains["post_mlp_norm"]) == 2
     monkeypatch.setattr(experiments, "fit", None)
     again = run_job(job, tmp_path, text)
@@ -69,10 +69,14 @@ def test_a_run_that_is_done_is_not_done_again(
 
 
 def test_a_run_that_diverges_is_an_outcome_and_not_an_error(tmp_path: Path, text: Path) -> None:
-    outcome = run_job(Job("pre-norm", NORMS["pre-norm"], steps=60, layers=2, width=16, rate=1e30, clip=0.0), tmp_path, text)
+    outcome = run_job(
+        Job("pre-norm", NORMS["pre-norm"], steps=60, layers=2, width=16, rate=1e30, clip=0.0), tmp_path, text
+    )
     assert outcome.diverged
     assert outcome.validation != outcome.validation
-    again = run_job(Job("pre-norm", NORMS["pre-norm"], steps=60, layers=2, width=16, rate=1e30, clip=0.0), tmp_path, text)
+    again = run_job(
+        Job("pre-norm", NORMS["pre-norm"], steps=60, layers=2, width=16, rate=1e30, clip=0.0), tmp_path, text
+    )
     assert again.diverged == outcome.diverged
 
 

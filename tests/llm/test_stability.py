@@ -112,9 +112,7 @@ def test_a_look_measures_what_the_layers_really_pass_on_and_leaves_no_hook() -> 
     json.dumps(row)
 
 
-def test_norms_whose_input_is_below_their_epsilon_are_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_norms_whose_input_is_below_their_epsilon_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tokens = torch.randint(32, (2, 8), generator=torch.Generator().manual_seed(0))
     tiny = small_model(post_norm_eps=1.0)
     assert len(stability.below_epsilon(tiny, stability.look(tiny, tokens, 0))) == 6
@@ -144,7 +142,9 @@ def write_run(folder: Path, losses: list[float], refused: tuple[int, ...] = ()) 
 def test_a_runs_log_holds_every_step_and_the_last_look_of_each(tmp_path: Path) -> None:
     write_run(tmp_path / "run", [*noisy(60), 4.0, *noisy(20)], refused=(61,))
     for value in (1, 2):  # the second is written after a resume
-        stability.append_row(tmp_path / "run" / stability.FILE, {"step": 10, "gains": {}, "activations": {}, "n": value})
+        stability.append_row(
+            tmp_path / "run" / stability.FILE, {"step": 10, "gains": {}, "activations": {}, "n": value}
+        )
     log = stability.read_run(tmp_path / "run")
     assert len(log.losses) == 81 and log.losses[60] == 4.0 and log.refused == [61]
     assert log.validation == {81: {"bits_per_byte": 2.5}}

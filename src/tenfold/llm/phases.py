@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tenfold.core.console import UserError
-from tenfold.llm.config import PRESETS, Phase, Recipe, TrainConfig, preset
+from tenfold.llm.config import PRESETS, Phase, Recipe, TrainConfig
 
 T = 1e12  # tokens
 K = 1024  # tokens of a sequence
@@ -237,12 +237,11 @@ def single_phase(
 
 RECIPES: dict[str, Recipe] = {
     "pangu-ultra": Recipe(PRESETS["pangu-ultra-135b"], TrainConfig(PANGU_ULTRA, precision="bf16")),
-    # Tied embeddings are the output matrix too: at sigma 0.5 the first logits would be off by several nats.
     "tenfold-tiny": Recipe(
-        preset("tenfold-tiny", embedding_std=0.1),
+        PRESETS["tenfold-tiny"],
         TrainConfig(
-            single_phase(steps=3600, batch=4, length=256, learning_rate=8e-3, warmup=150, final=0.05),
-            evaluate_every=400,
+            single_phase(steps=1500, batch=8, length=256, learning_rate=5e-3, warmup=100, final=0.05),
+            evaluate_every=250,
             checkpoint_every=100,
         ),
     ),
