@@ -121,7 +121,13 @@ class Tokenizer:
 
     def _transformers_settings(self) -> dict[str, Any]:
         end = self.backend.id_to_token(self.eod)
-        return {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, "pad_token": end} | self.settings
+        plain = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": end,
+            "pad_token": end,
+            "model_input_names": ["input_ids", "attention_mask"],
+        }
+        return plain | self.settings
 
     def to_transformers(self) -> Any:
         """The same as a transformers tokenizer, for libraries that take those."""
@@ -129,7 +135,7 @@ class Tokenizer:
         from transformers import PreTrainedTokenizerFast
 
         left_out = ("tokenizer_class", "auto_map", "added_tokens_decoder", "backend")
-        options = {key: value for key, value in self._transformers_settings().items() if key not in left_out}
+        options = {key: _name(value) for key, value in self._transformers_settings().items() if key not in left_out}
         return PreTrainedTokenizerFast(tokenizer_object=Backend.from_str(self.backend.to_str()), **options)
 
     @staticmethod
@@ -157,6 +163,9 @@ class Tokenizer:
             raise UserError(f"{file}: not a tokenizer.json ({' '.join(str(error).split())})") from None
         beside = folder / "tokenizer_config.json"
         settings = read_json(beside) if file.name == "tokenizer.json" and beside.is_file() else {}
+        template = folder / "chat_template.jinja"
+        if template.is_file():  # where transformers 5 puts it
+            settings = {"chat_template": template.read_text(encoding="utf-8")} | settings
         return Tokenizer(backend, _end_of_document(backend, settings, eod, file), settings)
 
     @staticmethod
@@ -227,14 +236,17 @@ def _without_surrogates(text: str) -> str:
     return text
 
 
+def _name(token: Any) -> Any:
+    """The text of a special token, which older configurations write as an object; anything else as it is."""
+    return token["content"] if isinstance(token, dict) and "content" in token else token
+
+
 def _end_of_document(backend: Backend, settings: Mapping[str, Any], eod: int | None, where: object) -> int:
     if eod is not None:
         if backend.id_to_token(eod) is None:
             raise UserError(f"{where}: has no token with the id {eod}, which should end documents")
         return eod
-    named = settings.get("eos_token")
-    named = named.get("content") if isinstance(named, dict) else named
-    for name in (named, *_KNOWN_ENDS):
+    for name in (_name(settings.get("eos_token")), *_KNOWN_ENDS):
         found = backend.token_to_id(name) if isinstance(name, str) else None
         if found is not None:
             return found
@@ -243,11 +255,11 @@ def _end_of_document(backend: Backend, settings: Mapping[str, Any], eod: int | N
 
 def _load_through_transformers(folder: Path, eod: int | None) -> Tokenizer:
     """Vocabularies in other files (SentencePiece, vocab.json with merges.txt) by transformers' converters."""
+    if not any((folder / name).is_file() for name in ("tokenizer.model", "vocab.json", "tokenizer_config.json")):
+        raise UserError(f"{folder}: holds no such tokenizer (tokenizer.json, tokenizer.model or vocab.json)")
     from transformers import AutoTokenizer, PreTrainedTokenizerBase
     from transformers.models.llama import LlamaTokenizer
 
-    if not any((folder / name).is_file() for name in ("tokenizer.model", "vocab.json", "tokenizer_config.json")):
-        raise UserError(f"{folder}: holds no tokenizer (tokenizer.json, tokenizer.model or vocab.json)")
     # openPangu names a class of its own whose code would have to be run; its SentencePiece file is like Llama's.
     loaders: list[Any] = [AutoTokenizer, LlamaTokenizer]
     reason = ""
