@@ -124,7 +124,7 @@ def launch(
         started.append(context.Process(target=_child, args=(environment, run_dir, own)))
         started[-1].start()
     for process in started:
-        process.join(timeout=300)
+        process.join(timeout=900)
         if process.is_alive():
             process.kill()
             process.join()

@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from tenfold.llm.windows import Validation, Windows
 
 WARMUP = 10  # steps over which the rate rises
 SETTLED = 20  # steps after which gradient norms count
+EARLY = 10  # steps that the early training loss is the mean of
 WINDOWS = 128  # of the validation
 TEXT = "tinyshakespeare.txt.xz"
 
@@ -89,7 +91,7 @@ class Job:
             guard="off",
             precision=self.precision,  # type: ignore[arg-type]
             seed=self.seed,
-            evaluate_every=max(1, self.steps // 4),
+            evaluate_every=0,
             checkpoint_every=max(1, self.steps // 2),
             keep_checkpoints=1,
         )
@@ -101,7 +103,7 @@ class Outcome:
 
     Attributes:
         validation: final loss in nats a byte; NaN where the run diverged.
-        early: validation loss after a quarter of the steps.
+        early: training loss around a quarter of the steps.
         spikes: loss spikes by the definition in `stability.find_spikes`.
         largest_spike: in nats.
         recovery: longest time to recover, in steps; None without spikes or recovery.
@@ -187,10 +189,11 @@ def _outcome(
     spikes = stability.find_spikes(log.losses)
     norms = stability.gradient_norms(log.norms, SETTLED)
     scores = [values["nats_per_byte"] for _, values in sorted(log.validation.items())]
+    quarter = log.losses[max(0, len(log.losses) // 4 - EARLY) : len(log.losses) // 4]
     recoveries = [spike.recovery for spike in spikes if spike.recovery is not None]
     return Outcome(
         validation=math.nan if diverged or not scores else scores[-1],
-        early=scores[0] if scores else math.nan,
+        early=fmean(quarter) if quarter else math.nan,
         spikes=len(spikes),
         largest_spike=max((spike.height for spike in spikes), default=0.0),
         recovery=max(recoveries, default=None),

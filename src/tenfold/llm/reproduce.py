@@ -184,7 +184,7 @@ def arm_table(name: str, caption: str, results: Sequence[tuple[Job, Outcome]]) -
         columns=(
             "arm",
             "validation loss, nat/byte",
-            "after a quarter",
+            "training loss at a quarter",
             "loss spikes, all seeds",
             "gradient norm, max/median",
             "its std of log10",

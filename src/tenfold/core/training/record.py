@@ -30,7 +30,8 @@ def check(run_dir: Path, config: FitConfig, recipe: object, resume: bool) -> Non
             raise UserError(f"{path}: not a readable configuration ({' '.join(str(error).split())})") from error
         # A run that was started before a field existed ran as the field's default says.
         defaults = {field.name: field.default for field in fields(FitConfig) if field.default is not MISSING}
-        recorded["fit"] = _plain(defaults) | recorded["fit"]
+        if isinstance(recorded, dict) and isinstance(recorded.get("fit"), dict):
+            recorded["fit"] = _plain(defaults) | recorded["fit"]
         differences = _differences(recorded, wanted)
         if differences:
             raise UserError(
