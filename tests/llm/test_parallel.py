@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from parallel_program import run
 from safetensors.torch import load_file
 
 from tenfold.core.console import UserError
@@ -26,17 +28,15 @@ PROGRAM = Path(__file__).with_name("parallel_program.py")
 TOLERANCE = 1e-5
 
 
-@pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """What two processes found that did all checks of the program, one after the other."""
-    folder = tmp_path_factory.mktemp("parallel")
+def answers_of(program: Path, folder: Path) -> dict:
+    """What two processes found that did all checks of a program, one after the other."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
-            [sys.executable, str(PROGRAM), str(folder / "answers.json")],
+            [sys.executable, str(program), str(folder / "answers.json")],
             env=os.environ | group | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -44,9 +44,14 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict:
         )
         for rank in range(2)
     ]
-    output = [process.communicate(timeout=300)[0] for process in processes]
+    output = [process.communicate(timeout=400)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], output
     return {"folder": folder, **json.loads((folder / "answers.json").read_text())}
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    return answers_of(PROGRAM, tmp_path_factory.mktemp("parallel"))
 
 
 CHECKS = {
@@ -92,11 +97,6 @@ def test_context_parallel_processes_take_half_of_the_tokens_and_leave_other_batc
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
-    sys.path.insert(0, str(PROGRAM.parent))
-    try:
-        from parallel_program import run
-    finally:
-        sys.path.remove(str(PROGRAM.parent))
     folder = tmp_path_factory.mktemp("one_process")
     return folder, run(folder)
 
@@ -125,6 +125,14 @@ def test_weights_and_checkpoints_of_any_layout_are_files_of_one_process(
         assert expected.keys() == found.keys()
         for key, tensor in expected.items():
             torch.testing.assert_close(found[key], tensor, atol=2e-5, rtol=0)
+
+
+@pytest.mark.skipif(find_spec("torchtitan") is None, reason="needs torchtitan, which wants other versions than we do")
+def test_torchtitan_builds_spreads_and_initialises_the_model_that_one_process_has(tmp_path: Path) -> None:
+    found = answers_of(PROGRAM.with_name("torchtitan_program.py"), tmp_path)
+    for name in ("tensor", "fsdp"):
+        assert found[name]["loss"] <= TOLERANCE and found[name]["gradient"] <= TOLERANCE
+    assert found["keys"] and found["parameters"] == 37408
 
 
 # --- Shares of documents ----------------------------------------------------------------------------------------------

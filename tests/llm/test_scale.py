@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from tenfold.core.console import UserError
 from tenfold.llm import scale
+from tenfold.llm.cli import inspect
 from tenfold.llm.config import PANGU_ULTRA_LAYOUT, PRESETS, Layout, ModelConfig
 from tenfold.llm.model import Decoder
 
@@ -169,6 +171,16 @@ def test_a_layout_that_a_model_does_not_fit_is_refused(layout: dict[str, int], c
 def test_an_impossible_layout_is_refused(layout: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(layout))):
         Layout(**layout)
+
+
+def test_inspect_of_a_named_size_counts_it_on_the_papers_layout_or_on_another(capsys: pytest.CaptureFixture) -> None:
+    pangu = inspect("pangu-ultra-135b")
+    assert pangu == scale.report(PRESETS["pangu-ultra-135b"], PANGU_ULTRA_LAYOUT, micro_batches=16)
+    assert "133.9 B parameters" in capsys.readouterr().out
+    other = inspect("openpangu-embedded-7b", layout=Layout(fsdp=8, tp=2), length=8192)
+    assert other == scale.report(PRESETS["openpangu-embedded-7b"], Layout(fsdp=8, tp=2), 8192)
+    with pytest.raises(UserError, match="tp: 32 heads"):
+        inspect("openpangu-embedded-7b", layout=Layout(tp=3))
 
 
 def test_counting_imports_no_torch() -> None:

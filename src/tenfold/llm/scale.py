@@ -338,10 +338,11 @@ def show(report: ScaleReport) -> None:
         f"{layout.cp}, {layout.chunks} piece(s) a stage, {report.micro_batches} micro-batch(es) of {report.rows} "
         f"row(s): the pipeline waits {report.bubble:.1%} of a step"
     )
-    columns = ("stage", "layers", "parameters", "weights", "gradients", "optimiser", "activations", "logits", "all")
+    columns = ("stage", "layers", "size", "weights", "grads", "AdamW", "kept", "logits", "all")
     rows = []
     for memory in report.memory:
         sizes = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.logits, memory.total)
-        held = f"{memory.parameters / 1e6:,.0f} M"
-        rows.append((memory.stage, memory.layers, held, *(f"{size / 2**30:.2f}" for size in sizes)))
-    table(columns, rows, title="memory of one device, GiB (estimate: no recomputation, no buffers of the framework)")
+        size = f"{memory.parameters / 1e9:.3f}"
+        rows.append((memory.stage, memory.layers, size, *(f"{part / 2**30:.2f}" for part in sizes)))
+    table(columns, rows, title="GiB on one device of a stage; size in billion parameters, kept for the backward pass")
+    say("an estimate: nothing recomputed, and no buffers of kernels, of communication or of the framework")
