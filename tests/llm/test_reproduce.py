@@ -93,7 +93,7 @@ def test_the_whole_reproduction_writes_tables_curves_and_plots(tmp_path: Path, t
     assert len(written["runs"]) == 2 * len(NORMS) + len(INITS)
     curves = json.loads((output.parent / "llm_stability.json").read_text())
     assert list(curves["arms"]) == list(NORMS) and len(curves["arms"]["DSSN"]["grad_norm"]) == 5
-    for name in ("loss", "gradient_norm", "gains"):
+    for name in ("stability", "gains"):
         assert (output.parent / f"llm_{name}.svg").read_text().count("<svg") == 1
 
 

@@ -22,6 +22,7 @@ from tenfold.llm import stability
 from tenfold.llm.checkpoint import load_model
 from tenfold.llm.config import DataSource, Phase, Recipe, TrainConfig
 from tenfold.llm.data import PackedTokens
+from tenfold.llm.inspection import inspect
 from tenfold.llm.phases import Timetable, single_phase
 from tenfold.llm.tokenizer import ByteTokenizer
 from tenfold.llm.training import PhasedSequences, make_optimizer, new_model, next_token_loss, phase_rows, pretrain
@@ -233,6 +234,9 @@ def test_a_runs_folder_is_a_model_with_its_tokenizer(tmp_path: Path, book: Path)
     assert len(log.losses) == 6
     again = pretrain(recipe(book), tmp_path / "run", validation=[book], device="cpu", peak_flops=1e11)
     assert again.steps == 6 and again.seconds == result.seconds
+    found = inspect(str(result.weights), tmp_path / "model.html", text=book)
+    assert len(found["look"]["activations"]["output of the layer"]["std"]) == 2
+    assert (tmp_path / "model.html").read_text().count('<picture class="plot">') == 5
 
 
 def test_a_folder_of_another_run_is_not_continued(tmp_path: Path, book: Path) -> None:

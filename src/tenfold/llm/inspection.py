@@ -22,6 +22,7 @@ from tenfold.llm.checkpoint import load_model
 from tenfold.llm.stability import RunLog, Spike
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 PAPER = "Pangu Team: Pangu Ultra. 2025, arXiv 2504.07866"
@@ -33,33 +34,64 @@ GAIN_NAMES = {
 }
 
 
+def draw_steps(
+    axes: Axes,
+    series: Mapping[str, Sequence[float]],
+    y_label: str,
+    log_y: bool = False,
+    spikes: Mapping[str, Sequence[Spike]] | None = None,
+) -> None:
+    """A thin line per run over its steps, every step drawn, with a mark on each spike.
+
+    Args:
+        axes: to draw on.
+        series: name -> values of steps 1, 2, ...
+        y_label: what they are, with the unit.
+        log_y: logarithmic axis.
+        spikes: name -> spikes to mark.
+    """
+    for name, values in series.items():
+        (line,) = axes.plot(range(1, len(values) + 1), values, linewidth=1.0, label=name)
+        for spike in (spikes or {}).get(name, ()):
+            place = min(spike.step, len(values)) - 1
+            axes.plot(place + 1, values[place], "v", color=line.get_color(), markersize=7)
+    if log_y:
+        axes.set_yscale("log")
+    axes.set_xlabel("step (triangles: loss spikes)" if any((spikes or {}).values()) else "step")
+    axes.set_ylabel(y_label)
+
+
 def plot_steps(
     series: Mapping[str, Sequence[float]],
     y_label: str,
     log_y: bool = False,
     spikes: Mapping[str, Sequence[Spike]] | None = None,
 ) -> Figure:
-    """A thin line per run over its steps, every step drawn, with a mark on each spike.
-
-    Args:
-        series: name -> values of steps 1, 2, ...
-        y_label: what they are, with the unit.
-        log_y: logarithmic axis.
-        spikes: name -> spikes to mark.
-    """
+    """`draw_steps` as a figure of its own."""
     figure, axes = new_figure(7.2, 3.4)
     with house_style():
-        for name, values in series.items():
-            (line,) = axes.plot(range(1, len(values) + 1), values, linewidth=1.0, label=name)
-            for spike in (spikes or {}).get(name, ()):
-                place = min(spike.step, len(values)) - 1
-                axes.plot(place + 1, values[place], "v", color=line.get_color(), markersize=7)
-        if log_y:
-            axes.set_yscale("log")
-        axes.set_xlabel("step (triangles: loss spikes)" if any((spikes or {}).values()) else "step")
-        axes.set_ylabel(y_label)
+        draw_steps(axes, series, y_label, log_y, spikes)
         if len(series) > 1:
             figure.legend(loc="outside upper left", ncols=4)
+    return figure
+
+
+def plot_stability(
+    losses: Mapping[str, Sequence[float]],
+    norms: Mapping[str, Sequence[float]],
+    spikes: Mapping[str, Sequence[Spike]],
+    loss_label: str,
+) -> Figure:
+    """Loss with spikes marked, and gradient norm, side by side (as the paper's Figs. 7 and 8)."""
+    from matplotlib.figure import Figure
+
+    with house_style():
+        figure = Figure(figsize=(9.6, 3.6), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        draw_steps(left, losses, loss_label, spikes=spikes)
+        draw_steps(right, norms, "gradient norm", log_y=True)
+        handles, labels = left.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=4)
     return figure
 
 

@@ -25,7 +25,7 @@ from tenfold.core.plots import plot_lines, save_plot
 from tenfold.core.results import Table, write_results
 from tenfold.llm import stability
 from tenfold.llm.experiments import TEXT, Job, Outcome, run_job, split_text
-from tenfold.llm.inspection import GAIN_NAMES, plot_steps
+from tenfold.llm.inspection import GAIN_NAMES, plot_stability
 
 NORMS: dict[str, dict[str, Any]] = {
     "pre-norm": {"norm": "pre"},
@@ -237,9 +237,8 @@ def norm_plots(results: dict[Job, Outcome], output: Path) -> dict[str, Any]:
     drawn = {job.arm: outcome for job, outcome in results.items() if job.seed == seed and job.clip == 0}
     spikes = {arm: stability.find_spikes(outcome.losses) for arm, outcome in drawn.items()}
     losses = {arm: outcome.losses for arm, outcome in drawn.items()}
-    save_plot(plot_steps(losses, "loss, nat per byte", spikes=spikes), output.with_name("llm_loss.svg"))
     norms = {arm: outcome.norms for arm, outcome in drawn.items()}
-    save_plot(plot_steps(norms, "gradient norm", log_y=True), output.with_name("llm_gradient_norm.svg"))
+    save_plot(plot_stability(losses, norms, spikes, "loss, nat per byte"), output.with_name("llm_stability.svg"))
     gains = {
         f"{arm}, {GAIN_NAMES[kind]}": (list(range(1, len(values) + 1)), values)
         for arm, outcome in drawn.items()
