@@ -83,6 +83,9 @@ FURTHER["llm"] = {
     "pipeline.py": "a decoder cut into pieces, on torch's 1F1B schedules",
     "scale.py": "parameters, FLOPs, memory per rank, MFU and their conventions",
     "phases.py": "the pre-training schedule by tokens: length, rotary base, batch, rate",
+    "windows.py": "windows of one text: random ones to train on, side by side to score",
+    "inspection.py": "the report on a run or a model: stability's quantities, drawn",
+    "experiments.py": "one small run of reproduce and what came of it",
 }
 DATA_FOLDERS = {"weights", "assets"}
 # Rooms that may use another room: pruning prunes the models of llm.

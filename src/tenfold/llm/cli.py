@@ -43,6 +43,7 @@ def pretrain(
     precision: Literal["no", "bf16", "fp16"] | None = None,
     accumulate: int | None = None,
     guard: Literal["skip", "rollback", "off"] | None = None,
+    decay_norms: bool = True,
     evaluate_every: int | None = None,
     checkpoint_every: int | None = None,
     fsdp: bool = False,
@@ -81,6 +82,7 @@ def pretrain(
         precision: no (float32), bf16 or fp16.
         accumulate: micro-batches of a step.
         guard: against loss spikes: skip the batch, rollback to the last checkpoint, or off.
+        decay_norms: weight decay acts on the gains of norms and other vectors too, as in the paper.
         evaluate_every: steps between two validations.
         checkpoint_every: steps between two checkpoints.
         fsdp: under torchrun: share weights, gradients and optimiser state among the processes (FSDP2).
@@ -128,6 +130,7 @@ def pretrain(
         precision=precision,
         accumulate=accumulate,
         guard=guard,
+        decay_norms=None if decay_norms else False,
         evaluate_every=evaluate_every,
         checkpoint_every=checkpoint_every,
         seed=seed,
@@ -508,8 +511,222 @@ def export(model: Positional[str], output: OutputFile) -> object:
     return result
 
 
+def generate(
+    prompt: Positional[str],
+    *,
+    model: str = "tenfold-tiny",
+    max_new_tokens: int = 128,
+    temperature: float = 0.7,
+    top_p: float = 0.95,
+    top_k: int = 0,
+    repetition_penalty: float = 1.0,
+    stop: list[str] | None = None,
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    seed: int = 0,
+    device: DeviceName = "auto",
+) -> object:
+    """Write a text on; it is shown as it comes.
+
+    Args:
+        prompt: the beginning of the text, or - to read it from standard input.
+        model: a name of `tenfold models`, a folder or file of weights, a run of pretrain, or a hub id.
+        max_new_tokens: most tokens that are written.
+        temperature: below 1 likelier words are preferred; 0 takes the likeliest token every time.
+        top_p: draw from the likeliest tokens that together have this probability.
+        top_k: draw from so many likeliest tokens; 0 from all.
+        repetition_penalty: above 1 makes tokens that the text has already less likely.
+        stop: strings that end the text.
+        precision: of weights and arithmetic; bf16 and fp16 are for GPUs.
+        seed: the same seed writes the same text.
+        device: where to compute.
+
+    Example:
+        tenfold llm generate "It was a dark night, and" --max-new-tokens 60
+        tenfold llm generate "The capital of France is" --model smollm2-135m --temperature 0 --max-new-tokens 8
+    """
+    import sys
+
+    from tenfold.core.devices import set_threads
+    from tenfold.llm.generation import LanguageModel
+
+    set_threads()
+    text = sys.stdin.read() if prompt == "-" else prompt
+    language_model = LanguageModel.from_pretrained(model, device, precision)
+
+    console.say(text, end="")
+    result = language_model.generate(
+        text,
+        max_new_tokens,
+        temperature,
+        top_p,
+        top_k,
+        repetition_penalty,
+        seed,
+        stop or (),
+        on_text=lambda piece: console.say(piece, end=""),
+    )
+    console.say("")
+    return result
+
+
+def evaluate(
+    model: Positional[str],
+    *,
+    text: Path | None = None,
+    tasks: str | None = None,
+    context: int | None = None,
+    stride: int | None = None,
+    skip: int = 0,
+    limit: int | None = None,
+    last_words: int = 0,
+    shots: int | None = None,
+    batch: int = 8,
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    seed: int = 0,
+    device: DeviceName = "auto",
+) -> object:
+    """Score a model: bits per byte and perplexity of a text, its last words, or tasks of lm-evaluation-harness.
+
+    A window of CONTEXT tokens begins at every multiple of STRIDE; each token is scored once, in the first window that
+    has it, save the first of a window that nothing stands before. With a stride as long as the window that is one
+    token of each window, with a shorter one only the text's first.
+
+    Args:
+        model: a name of `tenfold models`, a folder or file of weights, a run of pretrain, or a hub id.
+        text: a UTF-8 text to predict.
+        tasks: names of tasks with commas between, or YAML files of tasks (needs lm_eval).
+        context: tokens of a window; by default the model's own, at most 2048.
+        stride: tokens between windows; by default half a window.
+        skip: characters of the text to leave out at its beginning.
+        limit: most tokens of the text, or most examples of a task.
+        last_words: also predict the last word of so many passages of the text, as in LAMBADA.
+        shots: worked examples before each question of a task; by default the task's own number.
+        batch: windows or questions at a time.
+        precision: of weights and arithmetic; bf16 and fp16 are for GPUs.
+        seed: of the choice of worked examples.
+        device: where to compute.
+
+    Example:
+        tenfold llm evaluate tenfold-tiny --text book.txt
+        tenfold llm evaluate smollm2-135m --text book.txt --context 256 --stride 256 --limit 4096 --last-words 100
+        tenfold llm evaluate smollm2-135m --tasks lambada_openai,arc_easy --limit 100
+    """
+    from importlib.util import find_spec
+
+    from tenfold.core.devices import set_threads
+
+    if (text is None) == (tasks is None):
+        raise UserError("give either --text FILE or --tasks NAMES")
+    if tasks is not None and find_spec("lm_eval") is None:
+        raise UserError("--tasks needs lm-evaluation-harness: pip install 'tenfold[llm-eval]'")
+    content = read_text(text)[skip:] if text is not None else ""
+
+    from tenfold.llm import evaluation
+    from tenfold.llm.generation import LanguageModel
+
+    set_threads()
+    language_model = LanguageModel.from_pretrained(model, device, precision)
+    if tasks is not None:
+        from tenfold.llm.harness import run_tasks
+
+        names = [name for part in tasks.split(",") if (name := part.strip())]
+        found = run_tasks(language_model, names, limit, shots, batch, seed)
+        rows = [(task, metric, f"{value:.4f}") for task, row in found.items() for metric, value in row.items()]
+        console.table(("task", "metric", "value"), rows, title=language_model.origin)
+        return found
+    score = evaluation.score_text(language_model, content, context, stride, limit, batch)
+    words = evaluation.last_words(language_model, content, last_words, batch=batch) if last_words else None
+    rows = [
+        ("bits per byte", f"{score.bits_per_byte:.4f}"),
+        ("perplexity", f"{score.perplexity:.3f}"),
+        ("tokens scored", f"{score.tokens}"),
+        *([("last words", f"{words.accuracy:.3f} of {words.passages}")] if words else []),
+    ]
+    title = f"{language_model.origin}, {text}: windows of {score.context} tokens, {score.stride} apart"
+    console.table(("measure", "value"), rows, title=title)
+    return {"text": score, "last_words": words}
+
+
+def read_text(path: Path) -> str:
+    """A text file. Raises UserError: no such file, or no UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+
+
+def extend_context(
+    model: Positional[str],
+    *,
+    target: int,
+    bases: str,
+    text: Path | None = None,
+    output: Annotated[Path | None, arg(aliases=["-o"])] = None,
+    depths: int = 5,
+    needles: int = 2,
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    seed: int = 0,
+    device: DeviceName = "auto",
+) -> object:
+    """Choose the rotary base for a longer context, by needles in haystacks.
+
+    The model is run untrained at the target length with each base, and asked for numbers that stand somewhere in the
+    text. The base that finds most is taken; of equals, the one with the lowest loss on the text. With -o a copy that
+    has this base and context is written, to go on training from.
+
+    Args:
+        model: a name of `tenfold models`, a folder or file of weights, a run of pretrain, or a hub id.
+        target: context length to reach, in tokens.
+        bases: rotary bases to try, with commas between.
+        text: a UTF-8 text around the needles, longer than the target; by default Shakespeare's plays.
+        output: folder for the copy.
+        depths: places of the needle, evenly from the beginning to the end.
+        needles: at each depth.
+        precision: of weights and arithmetic; bf16 and fp16 are for GPUs.
+        seed: of needles and texts.
+        device: where to compute.
+
+    Example:
+        tenfold llm extend-context smollm2-135m --target 4096 --bases 1e5,4e5,1.6e6 -o smollm2-4k
+    """
+    from tenfold.core.devices import set_threads
+    from tenfold.llm import context
+    from tenfold.llm.generation import LanguageModel
+
+    numbers = [_number(part, "--bases") for part in bases.split(",")]
+    hay = read_text(text) if text is not None else context.built_in_text()
+    set_threads()
+    language_model = LanguageModel.from_pretrained(model, device, precision)
+    result = context.sweep(language_model, hay, target, numbers, depths, needles, seed)
+    columns = ("base", "found", *(f"at {depth:.0%}" for depth in result.depths), "answer nats", "loss")
+    rows = [
+        (
+            f"{score.rope_base:g}" + (" *" if score.rope_base == result.best else ""),
+            f"{score.found:.0%}",
+            *(f"{share:.0%}" for share in score.by_depth),
+            f"{score.answer_nats:.3f}",
+            f"{score.loss:.3f}",
+        )
+        for score in result.scores
+    ]
+    title = (
+        f"{language_model.origin}: trained with base {result.trained_base:g} to {result.trained_context} tokens, "
+        f"run at {target}; answer tokens found by depth, nats a token; * is taken"
+    )
+    console.table(columns, rows, title=title)
+    if output is not None:
+        context.extend(language_model, result.best, target, output)
+        console.say(f"wrote {output}: base {result.best:g}, context {target}")
+    return result
+
+
 VERBS: dict[str, Callable[..., object]] = {
     "pretrain": pretrain,
+    "generate": generate,
+    "evaluate": evaluate,
+    "extend-context": extend_context,
     "inspect": inspect,
     "reproduce": reproduce,
     "tokenizer": tokenizer,
