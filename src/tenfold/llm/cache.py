@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 from torch import Tensor
 
@@ -58,6 +60,22 @@ class Cache:
     def length(self) -> int:
         """Positions that are filled."""
         return self.layers[0].length
+
+    def row(self, index: int, start: int = 0, length: int = 0) -> Cache:
+        """One row from position `start` on, as a cache over the same memory of which `length` positions are filled.
+
+        What lies before `start` is set to zero, so that a mask can hide it.
+        """
+        row = copy(self)
+        row.capacity = self.capacity - start
+        row.layers = []
+        for layer in self.layers:
+            keys, values = layer.keys[index : index + 1], layer.values[index : index + 1]
+            if start and not length:
+                keys[:, :, :start] = values[:, :, :start] = 0
+            row.layers.append(LayerCache(keys[:, :, start:], values[:, :, start:]))
+            row.layers[-1].length = length
+        return row
 
     def truncate(self, length: int) -> None:
         """Forget all positions from `length` on."""

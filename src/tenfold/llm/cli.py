@@ -631,8 +631,8 @@ def evaluate(
 
         names = [name for part in tasks.split(",") if (name := part.strip())]
         found = run_tasks(language_model, names, limit, shots, batch, seed)
-        rows = [(task, metric, f"{value:.4f}") for task, row in found.items() for metric, value in row.items()]
-        console.table(("task", "metric", "value"), rows, title=language_model.origin)
+        scores = [(task, metric, f"{value:.4f}") for task, row in found.items() for metric, value in row.items()]
+        console.table(("task", "metric", "value"), scores, title=language_model.origin)
         return found
     score = evaluation.score_text(language_model, content, context, stride, limit, batch)
     words = evaluation.last_words(language_model, content, last_words, batch=batch) if last_words else None
