@@ -72,6 +72,7 @@ FURTHER["llm"] = {
     "gguf_file.py": "GGUF files, converted once into a cache",
     "onnx_file.py": "a decoder as an ONNX file, checked",
     "generation.py": "the user-level object: LanguageModel (llm's predictor)",
+    "kernels.py": "RMSNorm and cross-entropy with their gradients written out",
     "decoding.py": "one more token for each row, in few and large operations",
     "harness.py": "our language models inside lm-evaluation-harness",
     "context.py": "longer contexts: the needle sweep that chooses a rotary base",

@@ -260,7 +260,7 @@ def joined(*layers: nn.Linear) -> Linear:
     return weight, _adjacent(biases) if biases else None
 
 
-def _adjacent(parameters: Sequence[nn.Parameter]) -> Tensor:
+def _adjacent(parameters: Sequence[Tensor]) -> Tensor:
     """The parameters one behind the other along their first axis."""
     first, rows = parameters[0], [len(parameter) for parameter in parameters]
     starts = [first.storage_offset() + sum(rows[:i]) * first[0].numel() for i in range(len(rows))]

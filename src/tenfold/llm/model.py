@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tenfold.llm.attention import Documents, attend
 from tenfold.llm.cache import Cache, LayerCache
 from tenfold.llm.config import ModelConfig, RopeScaling
+from tenfold.llm.kernels import rms_norm
 
 Turn = tuple[Tensor, Tensor] | None
 """Cosines and sines (..., T, r / 2) that turn the first r channels of a head; None leaves heads as they are."""
@@ -43,7 +44,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., channels) to the same."""
         gain = self.weight + self.offset if self.offset else self.weight
-        return F.rms_norm(x, self.weight.shape, gain, self.eps)
+        return rms_norm(x, gain, self.eps)
 
 
 class Rotary(nn.Module):
@@ -95,10 +96,11 @@ def turn_halves(x: Tensor, turn: Turn) -> Tensor:
     """Turn channel i with channel i + r/2 of heads (..., T, c): Llama's convention."""
     if turn is None:
         return x
-    cosines, sines = turn
-    half = cosines.shape[-1]
-    first, second, rest = x.split((half, half, x.shape[-1] - 2 * half), -1)
-    return torch.cat([first * cosines - second * sines, second * cosines + first * sines, rest], -1).to(x.dtype)
+    cosines, sines = torch.cat([turn[0], turn[0]], -1), torch.cat([-turn[1], turn[1]], -1)
+    turning, rest = x.split((cosines.shape[-1], x.shape[-1] - cosines.shape[-1]), -1)
+    partners = turning.roll(cosines.shape[-1] // 2, -1)
+    turned = torch.addcmul(turning * cosines, partners, sines).to(x.dtype)
+    return torch.cat([turned, rest], -1) if rest.shape[-1] else turned
 
 
 def turn_pairs(x: Tensor, turn: Turn) -> Tensor:

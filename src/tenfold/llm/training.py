@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tenfold.core.config import near
@@ -23,6 +22,7 @@ from tenfold.llm import parallel, scale, stability
 from tenfold.llm.checkpoint import native_metadata
 from tenfold.llm.config import Layout, ModelConfig, Recipe, TrainConfig
 from tenfold.llm.data import PackedTokens, TextFiles, open_source
+from tenfold.llm.kernels import cross_entropy
 from tenfold.llm.model import Decoder, groups_for_decay, initialise
 from tenfold.llm.phases import Timetable
 from tenfold.llm.tokenizer import BYTES, ByteTokenizer, Tokenizer
@@ -42,7 +42,7 @@ def next_token_loss(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor,
             where they do not count from 0.
     """
     logits = model(batch["tokens"], batch.get("documents"), positions=batch.get("positions"))
-    return F.cross_entropy(logits.flatten(0, -2).float(), batch["targets"].flatten()), {}
+    return cross_entropy(logits, batch["targets"]), {}
 
 
 class PhasedLoss:
