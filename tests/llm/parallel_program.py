@@ -48,7 +48,7 @@ RICH = replace(  # all that a plan of tensor parallelism could forget
     logit_softcap=20.0,
 )
 CONFIGS = {"dssn": SMALL, "rich": RICH, "post": replace(SMALL, norm="post"), "pre": replace(SMALL, norm="pre")}
-ROWS, LENGTH, STEPS = 4, 24, 6
+ROWS, LENGTH, STEPS = 4, 24, 4
 
 
 def make_model(config: ModelConfig) -> Decoder:

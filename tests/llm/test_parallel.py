@@ -44,7 +44,7 @@ def answers_of(program: Path, folder: Path) -> dict:
         )
         for rank in range(2)
     ]
-    output = [process.communicate(timeout=400)[0] for process in processes]
+    output = [process.communicate(timeout=1200)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], output
     return {"folder": folder, **json.loads((folder / "answers.json").read_text())}
 
@@ -111,7 +111,7 @@ def test_training_on_any_layout_is_training_on_one_process(
     _, expected = one_process
     answer = answers[f"run {name}"]
     assert "error" not in answer, answer["error"]
-    assert expected[0] - expected[-1] > 0.3, "the loss should fall, or equality would show little"
+    assert expected[0] - expected[-1] > 0.2, "the loss should fall, or equality would show little"
     assert answer["losses"] == pytest.approx(expected, abs=TOLERANCE)
 
 
@@ -120,7 +120,7 @@ def test_weights_and_checkpoints_of_any_layout_are_files_of_one_process(
     answers: dict, one_process: tuple[Path, list[float]], name: str
 ) -> None:
     folder, _ = one_process
-    for file in ("model.safetensors", "checkpoints/step-00000006/model.safetensors"):
+    for file in ("model.safetensors", "checkpoints/step-00000004/model.safetensors"):
         expected, found = load_file(folder / file), load_file(answers["folder"] / name / file)
         assert expected.keys() == found.keys()
         for key, tensor in expected.items():
