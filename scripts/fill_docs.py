@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from tenfold.cli import house_help, room_help, room_verbs
+from tenfold.core.config import ModelEntry
 from tenfold.core.console import UserError
 from tenfold.core.files import write_bytes
 from tenfold.core.results import fill_markdown, table_markdown
@@ -30,15 +31,23 @@ def documents(repository: Path = REPOSITORY) -> list[Path]:
     return sorted(path for pattern in patterns for path in repository.glob(pattern))
 
 
+def _weights_of(entry: ModelEntry) -> str:
+    """Where a model's weights come from, as Markdown."""
+    if entry.source == "embedded":
+        return "built in"
+    if entry.source == "package":
+        name = entry.location.replace("_", "-")
+        return f"[{name}](https://pypi.org/project/{name}/)"
+    return f"[{entry.location}](https://huggingface.co/{entry.location})"
+
+
 def models_table(room: str) -> str:
     """The models of a room as a Markdown table."""
     rows = [
         (
             f"`{entry.name}`",
             entry.summary,
-            "built in"
-            if entry.source == "embedded"
-            else f"[{entry.location}](https://huggingface.co/{entry.location})",
+            _weights_of(entry),
             f"{entry.parameters:,}",
             entry.licence,
         )

@@ -69,6 +69,33 @@ FURTHER = {
         "answers.py": "how answers look in the terminal",
     },
 }
+FURTHER["llm"] = {
+    "attention.py": "which keys a query sees, and the kernels: documents, windows, caches",
+    "cache.py": "keys and values of the past",
+    "shards.py": "token files on disk, Megatron's and our own, and text that becomes them",
+    "tokenizer.py": "text to ids and back; training a vocabulary by domain",
+    "transformers_model.py": "the decoder as transformers' Auto classes want it",
+    "key_tables.py": "foreign checkpoint layouts as tables of patterns",
+    "families.py": "what a foreign config.json says, family by family",
+    "gguf_file.py": "GGUF files, converted once into a cache",
+    "onnx_file.py": "a decoder as an ONNX file, checked",
+    "generation.py": "the user-level object: LanguageModel (llm's predictor)",
+    "kernels.py": "RMSNorm and cross-entropy with their gradients written out",
+    "decoding.py": "one more token for each row, in few and large operations",
+    "harness.py": "our language models inside lm-evaluation-harness",
+    "context.py": "longer contexts: the needle sweep that chooses a rotary base",
+    "stability.py": "spikes, gradients, gains and activations: what a run's report shows",
+    "post_training.py": "SFT and GRPO on TRL",
+    "parallel.py": "FSDP2 and tensor parallelism, applied from outside the model; a layout for pretrain",
+    "context_parallel.py": "documents shared out over devices, and attention over what others hold",
+    "torchtitan_spec.py": "the decoder as torchtitan's trainer wants it",
+    "pipeline.py": "a decoder cut into pieces, on torch's 1F1B schedules",
+    "scale.py": "parameters, FLOPs, memory per rank, MFU and their conventions",
+    "phases.py": "the pre-training schedule by tokens: length, rotary base, batch, rate",
+    "windows.py": "windows of one text: random ones to train on, side by side to score",
+    "inspection.py": "the report on a run or a model: stability's quantities, drawn",
+    "experiments.py": "one small run of reproduce and what came of it",
+}
 DATA_FOLDERS = {"weights", "assets"}
 # Rooms that may use another room: pruning prunes the models of llm.
 MAY_USE = {"pruning": {"llm"}}

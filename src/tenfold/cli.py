@@ -34,6 +34,7 @@ Verb = Callable[..., object]
 # Every room that exists, in the order in which people see them. A new room is one line here.
 ROOMS: dict[str, str] = {
     "superres": "HiT-SR: enlarge images and video (hierarchical transformer super-resolution)",
+    "llm": "Pangu Ultra: pre-train and run deep dense language models (depth-scaled sandwich norm)",
     "planner": "Pangu Ultra MoE: simulate and search training layouts of large models",
 }
 

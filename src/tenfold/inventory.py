@@ -48,7 +48,7 @@ def models() -> ModelList:
         rows = [
             (
                 entry.name,
-                "built in" if entry.source == "embedded" else f"hub: {entry.location}",
+                "built in" if entry.source == "embedded" else f"{entry.source}: {entry.location}",
                 f"{entry.parameters / 1e6:.2f} M",
                 entry.licence,
             )

@@ -35,7 +35,7 @@ def train(
     run_dir: Path, dataset: Any = None, loss: Any = quiet_loss, optimizer: Any = adam, **options: Any
 ) -> FitResult:
     """`fit` on a tiny problem; options are those of `fit` where it has them, else of `FitConfig`."""
-    of_fit = ("schedule", "evaluate", "recipe", "metadata", "should_stop", "resume", "device", "model")
+    of_fit = ("schedule", "evaluate", "recipe", "metadata", "samples", "should_stop", "resume", "device", "model")
     keywords = {"device": "cpu"} | {name: options.pop(name) for name in of_fit if name in options}
     settings = {"steps": 12, "batch_size": 8, "checkpoint_every": 4, "log_every": 1, "log_with": (), "threads": 1}
     model = keywords.pop("model", None) or make_model(dropout=0)
@@ -79,6 +79,39 @@ def test_the_loop_equals_a_loop_written_out(tmp_path: Path) -> None:
     assert (result.steps, result.skipped, result.finished) == (12, 0, True)
     assert [row["lr"] for row in rows(tmp_path)] == [0.01 * schedule(step) for step in range(12)]
     assert min(row["grad_norm"] for row in rows(tmp_path)) > 0.5, "the bar for clipping should have been reached"
+
+
+def test_batches_may_change_by_step_and_a_resumed_run_takes_the_same(tmp_path: Path) -> None:
+    class Numbers(Teacher):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[int] = []
+
+        def batch(self, indices: Any) -> dict[str, torch.Tensor]:
+            self.seen += indices
+            samples = [self.sample(index) for index in indices]
+            return {name: torch.stack([sample[name] for sample in samples]) for name in ("x", "y")}
+
+    def growing(step: int) -> range:
+        return range(4 * step, 4 * step + 4) if step < 6 else range(24 + 8 * (step - 6), 24 + 8 * (step - 5))
+
+    def half(progress: Any) -> bool:
+        return progress.step == 7
+
+    whole, parted = Numbers(), Numbers()
+    result = train(tmp_path / "whole", whole, samples=growing)
+    assert whole.seen == list(range(24 + 48))
+    train(tmp_path / "parted", parted, samples=growing, should_stop=half)
+    again = train(tmp_path / "parted", parted, samples=growing)
+    assert parted.seen == whole.seen
+    assert torch.equal(weights(again.weights), weights(result.weights))
+
+
+def test_the_header_of_weights_may_say_at_which_step_they_were_written(tmp_path: Path) -> None:
+    train(tmp_path, metadata=lambda step: {"step": str(step)})
+    for path, step in (("checkpoints/step-00000008/model.safetensors", "8"), ("model.safetensors", "12")):
+        with safe_open(tmp_path / path, "pt") as file:
+            assert file.metadata()["step"] == step
 
 
 def test_accumulated_micro_batches_equal_one_large_batch(tmp_path: Path) -> None:
@@ -313,6 +346,27 @@ def test_a_loss_spike_is_skipped_with_a_warning(tmp_path: Path, capsys: pytest.C
     assert "step 21 is skipped: the loss" in capsys.readouterr().err
     careless = train(tmp_path / "careless", Poisoned({20}, 1e3), optimizer=sgd, steps=22, loss_spike_factor=None)
     assert careless.skipped == 0
+
+
+@pytest.mark.parametrize("optimizer", [sgd, adam])
+def test_a_rollback_takes_back_all_since_the_checkpoint_and_goes_on_with_the_next_batch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], optimizer: Any
+) -> None:
+    result = train(tmp_path, Poisoned({9}, math.nan), optimizer=optimizer, on_spike="rollback")
+    assert torch.equal(weights(result.weights), written_out([*range(8), 10, 11], optimizer))
+    assert (result.steps, result.skipped) == (12, 2)
+    assert "step 10 is rolled back to the checkpoint of step 8, and 2 batches are left out" in capsys.readouterr().err
+
+
+def test_a_rollback_before_the_first_checkpoint_is_a_skip(tmp_path: Path) -> None:
+    result = train(tmp_path, Poisoned({2}, math.nan), optimizer=sgd, on_spike="rollback")
+    assert torch.equal(weights(result.weights), written_out([0, 1, *range(3, 12)], sgd))
+    assert result.skipped == 1
+
+
+def test_rollbacks_in_a_row_end_the_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="4 steps in a row had to be skipped"):
+        train(tmp_path, Poisoned(set(range(6, 40)), math.nan), steps=40, max_skips=3, on_spike="rollback")
 
 
 def test_too_many_bad_steps_end_the_run_and_the_last_good_checkpoint_stays(tmp_path: Path) -> None:

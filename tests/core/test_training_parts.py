@@ -25,7 +25,7 @@ from tenfold.core.console import UserError
 from tenfold.core.training import FitConfig, Shuffled, constant, cosine, multistep, record
 from tenfold.core.training.data import micro_batches, stream
 from tenfold.core.training.ema import Ema
-from tenfold.core.training.guard import ENOUGH, WINDOW, Guard
+from tenfold.core.training.guard import ENOUGH, WINDOW, Guard, spike_bar
 from tenfold.core.training.interrupt import InterruptCatcher
 from tenfold.core.training.metrics import Averages, MetricsFile, merge
 from tenfold.core.training.randomness import seed_step
@@ -194,6 +194,23 @@ def test_gradient_norms_are_judged_only_when_asked() -> None:
     assert "gradient norm 6 is above 5 x" in (alert.judge(1.0, 6.0) or "")
 
 
+def test_a_spike_stands_above_the_last_fifty_losses_by_its_height_and_by_six_robust_deviations() -> None:
+    assert spike_bar([1.0] * (ENOUGH - 1)) is None
+    assert spike_bar([9.0] * 30 + [1.0] * 50) == pytest.approx(1.2)
+    noisy = [1.0, 1.2, 0.8] * 20  # a third of the last 50 lies on the median, the others 0.2 from it
+    assert spike_bar(noisy) == pytest.approx(1.0 + 6 * 1.4826 * 0.2)
+    assert spike_bar(noisy, height=3.0) == pytest.approx(4.0)
+
+
+def test_a_guard_with_a_height_refuses_what_a_factor_would_not_see() -> None:
+    guard = Guard(None, None, loss_height=0.2)
+    for _ in range(ENOUGH):
+        assert guard.judge(-1.0, 1.0) is None
+    assert guard.judge(-0.81, 1.0) is None
+    assert "the loss -0.7 is a spike" in (guard.judge(-0.7, 1.0) or "")
+    assert guard.judge(-1.0, 1.0) is None
+
+
 def test_losses_around_zero_have_no_spikes() -> None:
     guard = Guard(2.0, None)
     assert not any(guard.judge(loss, 1.0) for loss in [-1.0] * 30 + [50.0])
@@ -328,6 +345,17 @@ def test_fields_that_leave_the_weights_alone_may_change(started: Path) -> None:
 def test_a_folder_with_a_run_is_refused_when_not_resuming(started: Path) -> None:
     with pytest.raises(UserError, match="already holds a run"):
         record.check(started, FitConfig(10, 4), {"lr": 1e-3, "model": {"width": 60}}, False)
+
+
+def test_a_run_from_before_a_field_existed_goes_on_with_the_fields_default(started: Path) -> None:
+    path, recipe = started / "config.yaml", {"lr": 1e-3, "model": {"width": 60}}
+    before = path.read_text()
+    path.write_text(before.replace("  on_spike: skip\n", ""))
+    assert path.read_text() != before
+    record.check(started, FitConfig(10, 4), recipe, True)
+    path.write_text(before.replace("  on_spike: skip\n", ""))
+    with pytest.raises(UserError, match="on_spike is skip there and rollback here"):
+        record.check(started, FitConfig(10, 4, on_spike="rollback"), recipe, True)
 
 
 def test_a_run_that_left_no_checkpoint_may_start_anew_with_another_configuration(tmp_path: Path) -> None:

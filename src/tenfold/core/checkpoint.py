@@ -24,20 +24,23 @@ from torch import Tensor, nn
 
 from tenfold.core import hub
 from tenfold.core.console import UserError
-from tenfold.core.files import atomic_write, read_json
-from tenfold.core.safe_reading import read_tensors
+from tenfold.core.files import read_json
+from tenfold.core.safe_reading import INDEX_FILE, read_shards, read_tensors, weight_map
+from tenfold.core.safe_writing import save, save_sharded
 
 if TYPE_CHECKING:
     from tenfold.core.config import ModelEntry
 
 # What a folder or a Hub repository calls its weights, the safe format first.
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+WEIGHT_FILES = ("model.safetensors", INDEX_FILE, "pytorch_model.bin")
 WEIGHT_SUFFIXES = frozenset({".safetensors", ".pth", ".pt", ".bin", ".ckpt"})
 
 # Wrappers that leave their attribute name in front of every key: DataParallel/DDP and torch.compile.
 _WRAPPERS = ("module.", "_orig_mod.")
 
 _NAMES_SHOWN = 5
+
+__all__ = ["Checkpoint", "check_fits", "load", "load_file", "load_into", "save", "save_sharded"]
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,8 @@ def load(name_or_path: str | Path, models: Sequence[ModelEntry] = (), package: s
     """Find and read weights. A path that exists comes first, then the room's own names, then any Hub repository.
 
     Args:
-        name_or_path: a weights file; a folder that holds one; a name in `models`; `owner/name` on the Hub, with an
-            optional `/file` inside the repository and an optional `@revision`.
+        name_or_path: a weights file; a folder that holds one, or shards and their index; a name in `models`;
+            `owner/name` on the Hub, with an optional `/file` inside the repository and an optional `@revision`.
         models: the room's table of names.
         package: the room's package; its embedded weights lie in the `weights` folder there.
 
@@ -103,7 +106,7 @@ def _weights_in(folder: Path) -> Path:
         raise UserError(
             f"{folder}: holds {len(found)} weights files: name one of them ({_some([p.name for p in found])})"
         )
-    raise UserError(f"{folder}: holds no weights file ({' or '.join(WEIGHT_FILES)})")
+    raise UserError(f"{folder}: holds no weights file ({', '.join(WEIGHT_FILES)})")
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -152,7 +155,11 @@ def _load_hub(location: str, revision: str | None, entry: ModelEntry | None) -> 
         if path is not None:
             break
     else:
-        raise UserError(f"Hub model {repo_id} has no {' or '.join(candidates)}: name a file as {repo_id}/FILE")
+        named = " or ".join(name for name in candidates if name != INDEX_FILE)
+        raise UserError(f"Hub model {repo_id} has no {named}: name a file as {repo_id}/FILE")
+    if path.name == INDEX_FILE:
+        for shard in sorted(set(weight_map(path).values())):
+            hub.fetch(repo_id, shard, revision)  # each lands beside the index
     config = None
     with suppress(
         UserError
@@ -173,7 +180,7 @@ def load_file(path: str | Path, config_file: Path | None = None) -> Checkpoint:
     training programs, and prefixes that DistributedDataParallel and torch.compile leave are removed.
 
     Args:
-        path: the file.
+        path: the file, or the index of shards that lie beside it.
         config_file: the model's description; without it, `config.json` beside the file if this is the folder's only
             weights file or has a conventional name.
 
@@ -181,7 +188,7 @@ def load_file(path: str | Path, config_file: Path | None = None) -> Checkpoint:
         UserError: missing, empty, truncated or of another kind; holds code; holds no tensors.
     """
     path = Path(path)
-    tensors, metadata = read_tensors(path)
+    tensors, metadata = read_shards(path) if path.name == INDEX_FILE else read_tensors(path)
     config = _header_config(metadata)
     if config is None and config_file is None:
         beside = path.parent / "config.json"
@@ -210,52 +217,6 @@ def _header_config(metadata: Mapping[str, str]) -> dict[str, Any] | None:
     return config if isinstance(config, dict) else None
 
 
-# --- writing ---------------------------------------------------------------------------------------------------------
-
-
-def save(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file atomically; equal content gives equal bytes.
-
-    Args:
-        path: the file to write.
-        tensors: name to tensor, any device, dtype kept. Tensors that share memory are each written in full.
-        metadata: text entries for the header; `config` should be a JSON object.
-
-    Raises:
-        UserError: the disk refuses.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    # clone() gives each tensor its own contiguous memory: the format refuses views and shared storage.
-    content = {
-        name: tensors[name].detach().cpu().clone(memory_format=torch.contiguous_format) for name in sorted(tensors)
-    }
-    with atomic_write(path) as temporary:
-        try:
-            save_file(content, temporary, metadata=dict(metadata) if metadata else None)
-        except SafetensorError as error:
-            found = re.search(r"\(os error (\d+)\)", str(error))
-            if found is None:
-                raise
-            raise OSError(int(found.group(1)), str(error)) from error
-        _sort_header_metadata(temporary)
-
-
-def _sort_header_metadata(path: Path) -> None:
-    """safetensors writes the metadata in a hash map's order, which changes from process to process."""
-    with path.open("rb+") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        if "__metadata__" not in header:
-            return
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        assert len(encoded) <= length
-        file.seek(8)
-        file.write(encoded.ljust(length))
-
-
 # --- into a module ---------------------------------------------------------------------------------------------------
 
 
@@ -278,7 +239,32 @@ def load_into(
     """
     state = {key: value for key, value in module.state_dict().items() if isinstance(value, Tensor)}
     given_memory = {_memory(state[key]) for key in tensors if key in state}
-    missing = [name_in_file(key) for key in state if key not in tensors and _memory(state[key]) not in given_memory]
+    shared = [key for key in state if key not in tensors and _memory(state[key]) in given_memory]
+    wanted = {key: state[key] for key in state if key not in shared}
+    check_fits(wanted, tensors, origin, type(module).__name__, name_in_file)
+    module.load_state_dict(dict(tensors), strict=False)
+
+
+def check_fits(
+    state: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    origin: str,
+    what_for: str,
+    name_in_file: Callable[[str], str] = str,
+) -> None:
+    """See that weights are what a module wants: every key there, none over, shapes equal, values finite.
+
+    Args:
+        state: what is wanted: name to a tensor of the shape and kind, which may be on the meta device.
+        tensors: name to tensor.
+        origin: where the tensors came from, for the message.
+        what_for: what they should fit, for the message.
+        name_in_file: from a name here to the one that the user's file has, for the message.
+
+    Raises:
+        UserError: one line that names missing and unexpected keys, shapes that differ, or values that are not finite.
+    """
+    missing = [name_in_file(key) for key in state if key not in tensors]
     unexpected = [name_in_file(key) for key in tensors if key not in state]
     common = [key for key in state if key in tensors]
     shapes = [
@@ -303,13 +289,12 @@ def load_into(
     ]
     if problems:
         hint = _mismatch_hint(missing, unexpected, len(common), len(state))
-        raise UserError(f"{origin}: does not fit {type(module).__name__}: {'; '.join(problems)}{hint}")
+        raise UserError(f"{origin}: does not fit {what_for}: {'; '.join(problems)}{hint}")
     broken = [name_in_file(key) for key in common if not _is_finite(tensors[key]) and _is_finite(state[key])]
     if broken:
         raise UserError(
             f"{origin}: holds NaN or infinite values in {len(broken)} tensors ({_some(broken)}): use another file"
         )
-    module.load_state_dict(dict(tensors), strict=False)
 
 
 def _mismatch_hint(missing: list[str], unexpected: list[str], common: int, total: int) -> str:
@@ -333,7 +318,7 @@ def _memory(tensor: Tensor) -> tuple[object, ...]:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    if not (tensor.is_floating_point() or tensor.is_complex()):
+    if tensor.is_meta or not (tensor.is_floating_point() or tensor.is_complex()):
         return True
     if tensor.element_size() == 1:  # the 8-bit float types have no isfinite kernel
         tensor = tensor.float()

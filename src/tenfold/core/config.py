@@ -29,8 +29,9 @@ class ModelEntry:
         name: what the user types.
         room: the room that loads it.
         summary: one line about it.
-        source: `embedded` (ships inside the package) or `hub` (downloaded from the Hugging Face Hub at first use).
-        location: a file name in the room's `weights/`, or a hub repository id.
+        source: `embedded` (ships inside the package), `hub` (downloaded from the Hugging Face Hub at first use) or
+            `package` (carried by another installed package).
+        location: a file name in the room's `weights/`, a hub repository id, or that package's import name.
         parameters: number of trainable parameters.
         licence: licence of the weights, as their owner states it.
         bytes: size of the weights file, where it is known.
@@ -41,7 +42,7 @@ class ModelEntry:
     name: str
     room: str
     summary: str
-    source: Literal["embedded", "hub"]
+    source: Literal["embedded", "hub", "package"]
     location: str
     parameters: int
     licence: str

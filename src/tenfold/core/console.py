@@ -58,9 +58,9 @@ def get_console() -> Console:
     return Console(stderr=_json_mode, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
-def say(message: str) -> None:
-    """Print one line for a person."""
-    print(message, file=sys.stderr if _json_mode else sys.stdout, flush=True)
+def say(message: str, end: str = "\n") -> None:
+    """Print one line for a person; with another `end`, a part of one."""
+    print(message, end=end, file=sys.stderr if _json_mode else sys.stdout, flush=True)
 
 
 def warn(message: str) -> None:

@@ -6,7 +6,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,10 @@ import torch
 from torch import Tensor
 
 from tenfold.core.console import UserError
+from tenfold.core.files import read_json
+
+# What names the shards of weights that are too large for one file.
+INDEX_FILE = "model.safetensors.index.json"
 
 # Where training programs put the state dict inside what they save. BasicSR: params_ema, params (its
 # test code takes the averaged weights first); Lightning, mmengine: state_dict; others: model.
@@ -35,6 +39,50 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if kind == "zip":
         _refuse_compressed(path)
     return _state_dict(_read_pickle(path), path), {}
+
+
+def read_shards(index: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors that an index names, in its order, and the metadata of the first shard."""
+    names = weight_map(index)
+    shards = sorted(set(names.values()))
+    missing = [shard for shard in shards if not (index.parent / shard).is_file()]
+    if missing:
+        raise UserError(
+            f"{index.parent}: {len(missing)} of {len(shards)} shards are missing ({_some(missing)}): fetch them again"
+        )
+    found: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
+    for shard in shards:
+        tensors, header = read_tensors(index.parent / shard)
+        expected = {name for name, file in names.items() if file == shard}
+        absent, extra = sorted(expected - set(tensors)), sorted(set(tensors) - expected)
+        if absent or extra:
+            what = (
+                f"lacks {_some(absent)}"
+                if absent
+                else f"holds {_some(extra)}, which the index puts elsewhere or nowhere"
+            )
+            raise UserError(f"{index}: does not describe its shards: {shard} {what}: fetch the folder again")
+        metadata = metadata or header
+        found |= tensors
+    return {name: found[name] for name in names}, metadata
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """Tensor name to shard, of an index; a shard is a file beside it and nothing further away."""
+    names = read_json(index).get("weight_map")
+    plain = isinstance(names, dict) and all(
+        isinstance(file, str) and Path(file).name == file for file in names.values()
+    )
+    if not names or not plain:
+        raise UserError(
+            f"{index}: not an index of shards (its `weight_map` should give each tensor the name of a file)"
+        )
+    return names
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _tell_format(path: Path) -> str:

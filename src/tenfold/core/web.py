@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import html
+import inspect
 import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from tenfold.core.console import UserError, warn
 
@@ -45,21 +46,37 @@ def readable_errors(handler: Callable[P, R]) -> Callable[P, R]:
     """
     import gradio
 
+    def as_gradio_error(error: Exception, args: tuple[object, ...]) -> Exception:
+        if isinstance(error, UserError):
+            message = str(error)
+            for argument in args:
+                if isinstance(argument, str):
+                    message = message.replace(argument, Path(argument).name or argument)
+        else:
+            warn(f"{type(error).__name__}: {' '.join(str(error).split())}")
+            message = "This did not work; the terminal that runs the page names the reason."
+        # Gradio shows the message as HTML, and it may hold a file name that a stranger chose.
+        return gradio.Error(html.escape(message), duration=None, title="Not possible", print_exception=False)
+
+    if inspect.isgeneratorfunction(handler):  # one that shows results as they come
+
+        @functools.wraps(handler)
+        def guarded_stream(*args: P.args, **kwargs: P.kwargs) -> Any:
+            try:
+                with _counted():
+                    yield from handler(*args, **kwargs)
+            except Exception as error:
+                raise as_gradio_error(error, args) from None
+
+        return guarded_stream
+
     @functools.wraps(handler)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             with _counted():
                 return handler(*args, **kwargs)
-        except UserError as error:
-            message = str(error)
-            for argument in args:
-                if isinstance(argument, str):
-                    message = message.replace(argument, Path(argument).name or argument)
         except Exception as error:
-            warn(f"{type(error).__name__}: {' '.join(str(error).split())}")
-            message = "This did not work; the terminal that runs the page names the reason."
-        # Gradio shows the message as HTML, and it may hold a file name that a stranger chose.
-        raise gradio.Error(html.escape(message), duration=None, title="Not possible", print_exception=False)
+            raise as_gradio_error(error, args) from None
 
     return guarded
 

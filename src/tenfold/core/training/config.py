@@ -23,10 +23,15 @@ class FitConfig:
         ema_decay: decay of the exponential moving average of the weights, which is then what is evaluated and kept;
             None keeps none.
         compile: run the model through `torch.compile`.
-        loss_spike_factor: skip a step whose loss is above this many times the running median; None never does. It
+        loss_spike_factor: refuse a step whose loss is above this many times the running median; None never does. It
             judges positive losses only.
         gradient_spike_factor: the same for the gradient norm.
-        max_skips: stop the run when more steps than this are skipped in a row.
+        loss_spike_height: refuse a step whose loss is a spike in this sense: above the median of the last 50 by more
+            than this and by more than 6 robust standard deviations (see `guard.spike_bar`); None never does.
+        on_spike: what becomes of a refused step, whose batch is left out either way. `skip` goes on with the weights as
+            they are, which is right where the batch is bad. `rollback` goes back to the weights of the newest
+            checkpoint and leaves out all batches since, which is right where the weights have gone bad.
+        max_skips: stop the run when more steps than this are refused in a row.
         best_metric: the evaluated metric whose best weights are kept in `best.safetensors`.
         best_mode: whether a larger (`max`) or a smaller (`min`) `best_metric` is better.
         evaluate_every: steps between evaluations; 0 evaluates after the last step only.
@@ -49,6 +54,8 @@ class FitConfig:
     compile: bool = False
     loss_spike_factor: float | None = 10.0
     gradient_spike_factor: float | None = None
+    loss_spike_height: float | None = None
+    on_spike: Literal["skip", "rollback"] = "skip"
     max_skips: int = 20
     best_metric: str | None = None
     best_mode: Literal["max", "min"] = "max"

@@ -1,14 +1,14 @@
 """The sample stream: sample i of a run is a pure function of i, so that the position in the data is just the step.
 
-Step s of a run takes the samples with the numbers s*batch_size ... (s+1)*batch_size - 1, in this order over the
-processes and, inside a process, over its micro-batches. No sampler has a state that a checkpoint would have to hold,
-and the stream is the same for any number of processes and workers.
+Step s of a run takes the samples with the numbers s*batch_size ... (s+1)*batch_size - 1 (or those that the run's own
+function of the step gives), in this order over the processes and, inside a process, over its micro-batches. No sampler
+has a state that a checkpoint would have to hold, and the stream is the same for any number of processes and workers.
 """
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Protocol, runtime_checkable
 
@@ -63,20 +63,33 @@ class Shuffled:
         return int(self._order(epoch)[position])
 
 
+SamplesOfStep = Callable[[int], range]
+"""From the number of steps done to the numbers of the samples of the next step."""
+
+
 def micro_batches(step: int, batch_size: int, accumulate: int, rank: int, processes: int) -> list[range]:
-    """The numbers of the samples that process `rank` takes in a step, as `accumulate` consecutive ranges.
+    """The numbers of the samples that process `rank` takes in a step of a run whose batches are equally large.
 
     Raises:
         UserError: the batch cannot be cut into equal parts.
     """
-    size, rest = divmod(batch_size, processes * accumulate)
+    return share(range(step * batch_size, (step + 1) * batch_size), accumulate, rank, processes)
+
+
+def share(numbers: range, accumulate: int, rank: int, processes: int) -> list[range]:
+    """Those of a step's samples that process `rank` takes, as `accumulate` consecutive ranges.
+
+    Raises:
+        UserError: the batch cannot be cut into equal parts.
+    """
+    size, rest = divmod(len(numbers), processes * accumulate)
     if rest:
         raise UserError(
-            f"training: batch_size {batch_size} cannot be shared equally by {processes} process(es) x {accumulate} "
+            f"training: batch_size {len(numbers)} cannot be shared equally by {processes} process(es) x {accumulate} "
             f"micro-batch(es): choose a multiple of {processes * accumulate}"
         )
-    first = step * batch_size + rank * size * accumulate
-    return [range(first + part * size, first + (part + 1) * size) for part in range(accumulate)]
+    first = rank * size * accumulate
+    return [numbers[first + part * size : first + (part + 1) * size] for part in range(accumulate)]
 
 
 def build_batch(dataset: Samples | Batches, indices: Sequence[int]) -> Any:
@@ -127,12 +140,19 @@ def stream(
     processes: int,
     workers: int,
     pin_memory: bool,
+    samples: SamplesOfStep | None = None,
 ) -> Generator[list[Any]]:
-    """Yield the micro-batches of every step in `steps` for one process; the same ones for any number of `workers`."""
+    """Yield the micro-batches of every step in `steps` for one process; the same ones for any number of `workers`.
+
+    `samples` gives the numbers of a step's samples, where batches are not all of `batch_size`.
+    """
 
     def ranges() -> Iterator[range]:
         for step in steps:
-            yield from micro_batches(step, batch_size, accumulate, rank, processes)
+            if samples:
+                yield from share(samples(step), accumulate, rank, processes)
+            else:
+                yield from micro_batches(step, batch_size, accumulate, rank, processes)
 
     if workers == 0:
         batches: Iterator[Any] = (build_batch(dataset, indices) for indices in ranges())

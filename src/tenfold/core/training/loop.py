@@ -20,7 +20,7 @@ from tenfold.core.devices import set_threads
 from tenfold.core.files import disk_error, make_folder
 from tenfold.core.training import record
 from tenfold.core.training.config import FitConfig
-from tenfold.core.training.data import Batches, Samples, stream
+from tenfold.core.training.data import Batches, Samples, SamplesOfStep, stream
 from tenfold.core.training.ema import Ema
 from tenfold.core.training.guard import Guard
 from tenfold.core.training.interrupt import InterruptCatcher, Interrupted
@@ -28,7 +28,7 @@ from tenfold.core.training.metrics import Averages, MetricsFile, merge
 from tenfold.core.training.processes import agree, make_accelerator
 from tenfold.core.training.randomness import seed_step
 from tenfold.core.training.schedule import Schedule, constant
-from tenfold.core.training.snapshot import Progress, Snapshots, save_weights
+from tenfold.core.training.snapshot import Metadata, Progress, Snapshots, header, is_sharded, save_weights
 
 Loss = Callable[[Any, Any], tuple[Tensor, Mapping[str, Tensor | float]]]
 Evaluate = Callable[[nn.Module, int], Mapping[str, float]]
@@ -43,7 +43,7 @@ class FitResult:
         weights: file with the final weights (the average where one is kept).
         best_weights: file with the weights of the best evaluation, where `FitConfig.best_metric` asks for it.
         steps: steps done, of `FitConfig.steps`.
-        skipped: those that the guard left out.
+        skipped: those that the guard left out or took back.
         finished: whether all steps were done; False when `should_stop` ended the run.
         metrics: the last row of every metric, evaluated ones as `eval/NAME`.
         best: best value of `FitConfig.best_metric`.
@@ -76,9 +76,11 @@ def fit(
     schedule: Schedule | None = None,
     evaluate: Evaluate | None = None,
     recipe: object = None,
-    metadata: Mapping[str, str] | None = None,
+    metadata: Metadata | None = None,
+    samples: SamplesOfStep | None = None,
     should_stop: Callable[[Progress], bool] | None = None,
     resume: bool = True,
+    data_share: tuple[int, int] | None = None,
     device: str = "auto",
 ) -> FitResult:
     """Train `model` in place, or go on with the run that `run_dir` holds.
@@ -87,7 +89,9 @@ def fit(
     (same machine, same number of processes and threads).
 
     Args:
-        model: the module; its parameters are trained where they require gradients.
+        model: the module; its parameters are trained where they require gradients. One whose parameters are spread over
+            the processes already (DTensors of FSDP2 or tensor parallelism) is left as it is; another is copied to each
+            process (DDP), or spread as `accelerate launch` was told.
         dataset: the sample stream, see `data.Samples` and `data.Batches`; a pure function of the sample's number.
         loss: from the (wrapped) model and a batch on its device to the mean loss over the batch and further means to
             report. It must call the model's `forward`, or several processes cannot share gradients.
@@ -99,10 +103,16 @@ def fit(
             without gradients) and the step to metrics. Every process calls it; the first one's answer counts. Random
             states are put back after it.
         recipe: the room's own configuration (a dataclass or mapping), recorded beside `config` and compared on resume.
-        metadata: header of every weights file, by which a room can rebuild the model.
+        metadata: header of every weights file, by which a room can rebuild the model, or a function of the step that
+            gives it.
+        samples: from the number of steps done to the numbers of the samples of the next step, where batches grow or
+            shrink in the course of a run: each range begins where the last one ended. By default all batches are of
+            `config.batch_size`.
         should_stop: asked after every step, for time budgets; a run that it ends is evaluated and saved, and can be
             resumed.
         resume: False refuses a folder that already holds a run instead of going on with it.
+        data_share: which share of a step's samples this process takes and of how many, where several processes work on
+            the same samples; by default each process has a share of its own.
         device: `auto`, `cpu` or the accelerator's name.
 
     Returns:
@@ -115,14 +125,14 @@ def fit(
     """
     run_dir = Path(run_dir)
     set_threads(config.threads)
-    accelerator = make_accelerator(config, run_dir, device)
+    accelerator = make_accelerator(config, run_dir, device, data_share)
     if accelerator.is_main_process:
         make_folder(run_dir)
         record.check(run_dir, config, recipe, resume)
     loop = _Loop(accelerator, model, optimizer(model), loss, schedule or constant(), config, run_dir, metadata or {})
     try:
         loop.open()
-        return loop.run(dataset, evaluate, should_stop)
+        return loop.run(dataset, samples, data_share, evaluate, should_stop)
     finally:
         loop.close()
 
@@ -139,7 +149,7 @@ class _Loop:
         schedule: Schedule,
         config: FitConfig,
         run_dir: Path,
-        metadata: Mapping[str, str],
+        metadata: Metadata,
     ) -> None:
         self.accelerator = accelerator
         self.loss = loss
@@ -149,14 +159,17 @@ class _Loop:
         self.metadata = metadata
         self.main = accelerator.is_main_process
         model.train()
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        if is_sharded(model):
+            self.model, self.optimizer = model, accelerator.prepare(optimizer)
+        else:
+            self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.bare = accelerator.unwrap_model(self.model)
         self.forward = torch.compile(self.model) if config.compile else self.model
         self.parameters = [parameter for parameter in self.bare.parameters() if parameter.requires_grad]
         for group in self.optimizer.param_groups:
             group["initial_lr"] = group["lr"]
         self.ema = Ema(self.bare, config.ema_decay) if config.ema_decay is not None else None
-        self.guard = Guard(config.loss_spike_factor, config.gradient_spike_factor)
+        self.guard = Guard(config.loss_spike_factor, config.gradient_spike_factor, config.loss_spike_height)
         self.snapshots = Snapshots(run_dir / "checkpoints", config.keep_checkpoints, metadata)
         self.progress = Progress()
         self.averages = Averages()
@@ -202,21 +215,25 @@ class _Loop:
     def run(
         self,
         dataset: Samples | Batches,
+        samples: SamplesOfStep | None,
+        data_share: tuple[int, int] | None,
         evaluate: Evaluate | None,
         should_stop: Callable[[Progress], bool] | None,
     ) -> FitResult:
         """Do the remaining steps."""
         config, progress, accelerator = self.config, self.progress, self.accelerator
         alone = accelerator.num_processes == 1
+        rank, shares = data_share or (accelerator.process_index, accelerator.num_processes)
         batches = stream(
             dataset,
             range(progress.step, config.steps),
             config.batch_size,
             config.accumulate,
-            accelerator.process_index,
-            accelerator.num_processes,
+            rank,
+            shares,
             config.workers,
             pin_memory=accelerator.device.type == "cuda",
+            samples=samples,
         )
         with (
             InterruptCatcher() as interrupt,
@@ -294,7 +311,8 @@ class _Loop:
         mean_loss, mean_norm, signal_number, stop = agree(accelerator, float(total), float(norm), signal_number, stop)
         reason = self.guard.judge(mean_loss, mean_norm)
         if reason:
-            self._skip(reason)
+            self.averages.add({"refused_loss": mean_loss, "refused_grad_norm": mean_norm})
+            self._refuse(reason)
         else:
             if config.clip_norm is not None:
                 torch.nn.utils.clip_grads_with_norm_(self.parameters, config.clip_norm, norm)
@@ -307,8 +325,11 @@ class _Loop:
         self.optimizer.optimizer.zero_grad()  # accelerate's own looks up a signature in every step
         return signal_number, stop
 
-    def _skip(self, reason: str) -> None:
-        """Leave a step out; give the run up when too many follow each other."""
+    def _refuse(self, reason: str) -> None:
+        """Leave a step out, or all since the last checkpoint; give the run up when too many follow each other.
+
+        Every process decides by the same reduced numbers and so does the same.
+        """
         step = self.progress.step + 1
         self.progress.skipped += 1
         if self.accelerator.scaler:  # fp16: an overflow must lower the scale, though no step is taken
@@ -319,8 +340,39 @@ class _Loop:
                 f"{reason}; the last good checkpoint is {self.snapshots.newest() or 'none yet'}: start a new run from "
                 "it with a lower learning rate, and check the data"
             )
+        if self.config.on_spike == "rollback" and self._roll_back(reason):
+            return
         if self.main:
             warn(f"step {step} is skipped: {reason}")
+
+    def _roll_back(self, reason: str) -> bool:
+        """Take the weights, optimiser and average of the newest checkpoint, and go on with the next batch.
+
+        The step counter moves on: the data position and the schedules are functions of it, so that a run that is killed
+        afterwards and resumes at that checkpoint meets the same spike and does the same again.
+
+        Returns:
+            Whether there was a checkpoint.
+        """
+        newest = [str(self.snapshots.newest() or "") if self.main else ""]
+        broadcast_object_list(newest)
+        if not newest[0]:
+            return False
+        refusals = self.guard.consecutive
+        then, guard, _ = self.snapshots.load(
+            Path(newest[0]), self.bare, self.ema, self.optimizer.optimizer, self.accelerator.scaler
+        )
+        self.guard.restore(guard | {"consecutive": refusals})
+        step = self.progress.step + 1
+        lost = step - then.step
+        # What was skipped since has been counted; so has this step.
+        self.progress.skipped = then.skipped + lost
+        if self.main:
+            warn(
+                f"step {step} is rolled back to the checkpoint of step {then.step}, and {lost} batches are left out: "
+                f"{reason}"
+            )
+        return True
 
     def _log(self) -> None:
         """Write one row of means since the last."""
@@ -357,7 +409,8 @@ class _Loop:
         progress.evaluated_step = progress.step
         if self._is_best(values):
             progress.best, progress.best_step = values[config.best_metric or ""], progress.step
-            save_weights(self.run_dir / "best.safetensors" if self.main else None, self.bare, self.ema, self.metadata)
+            path = self.run_dir / "best.safetensors" if self.main else None
+            save_weights(path, self.bare, self.ema, header(self.metadata, progress.step))
         self._write({"step": progress.step, **{f"eval/{name}": float(value) for name, value in values.items()}})
         if self.main:
             say(f"step {progress.step}: " + ", ".join(f"{name} {value:.5g}" for name, value in values.items()))
@@ -389,7 +442,7 @@ class _Loop:
 
     def _result(self) -> FitResult:
         progress, weights = self.progress, self.run_dir / "model.safetensors"
-        save_weights(weights if self.main else None, self.bare, self.ema, self.metadata)
+        save_weights(weights if self.main else None, self.bare, self.ema, header(self.metadata, progress.step))
         metrics = [dict(self.metrics.last) if self.metrics else {}]
         broadcast_object_list(metrics)
         return FitResult(

@@ -16,7 +16,9 @@ from tenfold.core.training.config import FitConfig
 from tenfold.core.training.data import micro_batches
 
 
-def make_accelerator(config: FitConfig, run_dir: Path, device: str) -> Accelerator:
+def make_accelerator(
+    config: FitConfig, run_dir: Path, device: str, data_share: tuple[int, int] | None = None
+) -> Accelerator:
     """accelerate's view of this process: alone, or one of many that `accelerate launch` or `torchrun` started.
 
     Raises:
@@ -43,7 +45,8 @@ def make_accelerator(config: FitConfig, run_dir: Path, device: str) -> Accelerat
     )
     # The loop accumulates by itself; the launcher's setting would divide the gradients once more.
     accelerator.gradient_accumulation_steps = 1
-    micro_batches(0, config.batch_size, config.accumulate, accelerator.process_index, accelerator.num_processes)
+    rank, shares = data_share or (accelerator.process_index, accelerator.num_processes)
+    micro_batches(0, config.batch_size, config.accumulate, rank, shares)
     return accelerator
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,10 @@ def check(run_dir: Path, config: FitConfig, recipe: object, resume: bool) -> Non
             recorded = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise UserError(f"{path}: not a readable configuration ({' '.join(str(error).split())})") from error
+        # A run that was started before a field existed ran as the field's default says.
+        defaults = {field.name: field.default for field in fields(FitConfig) if field.default is not MISSING}
+        if isinstance(recorded, dict) and isinstance(recorded.get("fit"), dict):
+            recorded["fit"] = _plain(defaults) | recorded["fit"]
         differences = _differences(recorded, wanted)
         if differences:
             raise UserError(

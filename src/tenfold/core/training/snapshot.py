@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +26,14 @@ from tenfold.core.console import UserError, warn
 from tenfold.core.files import disk_error, make_folder
 from tenfold.core.training.ema import Ema, local
 
+Metadata = Mapping[str, str] | Callable[[int], Mapping[str, str]]
+"""The header of a weights file, or a function of the number of steps done that gives it."""
+
+
+def header(metadata: Metadata, step: int) -> Mapping[str, str]:
+    """The header of a file that is written after `step` steps."""
+    return metadata(step) if callable(metadata) else metadata
+
 
 @dataclass
 class Progress:
@@ -33,7 +41,7 @@ class Progress:
 
     Args:
         step: steps done.
-        skipped: those of them that the guard left out.
+        skipped: those of them that the guard left out, with what it took back.
         seconds: wall time spent in training steps, over all sittings; evaluation and checkpoints are not counted.
         cpu_seconds: processor time of this process in training steps, likewise.
         best: best value of `FitConfig.best_metric` so far.
@@ -88,7 +96,8 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _sharded(model: nn.Module) -> bool:
+def is_sharded(model: nn.Module) -> bool:
+    """Whether the parameters are spread over processes (FSDP2, tensor parallelism)."""
     return any(hasattr(parameter, "to_local") for parameter in model.parameters())
 
 
@@ -103,7 +112,7 @@ def save_weights(path: Path | None, model: nn.Module, ema: Ema | None, metadata:
     """
     with ema.in_place() if ema else nullcontext():
         tensors: Mapping[str, Any] = model.state_dict()
-        if _sharded(model):
+        if is_sharded(model):
             from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
             tensors = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
@@ -113,7 +122,7 @@ def save_weights(path: Path | None, model: nn.Module, ema: Ema | None, metadata:
 
 def _load_weights(path: Path, model: nn.Module) -> None:
     tensors = load_file(path)
-    if _sharded(model):
+    if is_sharded(model):
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
         set_model_state_dict(model, dict(tensors), options=StateDictOptions(full_state_dict=True))
@@ -122,7 +131,7 @@ def _load_weights(path: Path, model: nn.Module) -> None:
 
 
 def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    if _sharded(model):
+    if is_sharded(model):
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 
         return get_optimizer_state_dict(
@@ -132,7 +141,7 @@ def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
 
 
 def _load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    if _sharded(model):
+    if is_sharded(model):
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 
         set_optimizer_state_dict(model, optimizer, state, options=StateDictOptions(full_state_dict=True))
@@ -149,10 +158,10 @@ class Snapshots:
         metadata: goes into the header of the weights' files, so that a room can load a checkpoint as a model.
     """
 
-    def __init__(self, folder: Path, keep: int, metadata: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, keep: int, metadata: Metadata) -> None:
         self.folder = folder
         self.keep = keep
-        self.metadata = dict(metadata)
+        self.metadata = metadata
 
     def newest(self) -> Path | None:
         """The newest checkpoint whose files are all there; damaged ones are named and passed over."""
@@ -188,7 +197,7 @@ class Snapshots:
                     f"checkpoint is {self.newest() or 'none yet'}: train anew with a lower learning rate or clip_norm"
                 )
         with atomic_folder(self.folder / f"step-{progress.step:08d}") if main else nullcontext() as path:
-            save_weights(path and path / "model.safetensors", model, ema, self.metadata)
+            save_weights(path and path / "model.safetensors", model, ema, header(self.metadata, progress.step))
             if ema:
                 save_weights(path and path / "raw.safetensors", model, None, {})
             trainer = {
