@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from tenfold.core import plots, report
 from tenfold.core.report import Figure, Panel, Station
@@ -139,8 +140,8 @@ def _gain_panel(model: LanguageModel) -> Panel:
     layers = list(range(1, len(blocks) + 1))
     config = model.model.config
     curves = {
-        "after attention": [float(block.post_attention_norm.weight.mean()) for block in blocks],
-        "after feed-forward": [float(block.post_mlp_norm.weight.mean()) for block in blocks],
+        "after attention": [_mean_gain(block.post_attention_norm) for block in blocks],
+        "after feed-forward": [_mean_gain(block.post_mlp_norm) for block in blocks],
     }
     told = ", ".join(f"{name} {values[0]:.2f} to {values[-1]:.2f}" for name, values in curves.items())
     return report.plot_panel(
@@ -152,3 +153,7 @@ def _gain_panel(model: LanguageModel) -> Panel:
         f"{float(config.c_attention) / config.layers**0.5:.3f} and {float(config.c_mlp) / config.layers**0.5:.3f}.",
         wide=False,
     )
+
+
+def _mean_gain(norm: nn.Module) -> float:
+    return float(norm.get_parameter("weight").mean())

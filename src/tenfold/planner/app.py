@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from typing import Any
+
 from tenfold.core.console import UserError
 from tenfold.core.web import readable_errors
 from tenfold.planner.config import DISPATCH, RECOMPUTE, SCHEDULES, Cluster, Hardware, Model, Plan
@@ -97,7 +99,7 @@ def simulate_plan(
             raise UserError(f"{label}: give a whole number.")
     if not 1 <= int(devices or 0) <= _MAX_DEVICES:
         raise UserError(f"Devices: found {devices:.0f}, expected 1 to {_MAX_DEVICES}.")
-    numbers = {name: int(value or 0) for name, value in zip(_COUNTS, counts, strict=True)}
+    numbers: dict[str, Any] = {name: int(value or 0) for name, value in zip(_COUNTS, counts, strict=True)}
     plan = Plan(
         **numbers,
         tp_extend_ep=tp_extend_ep,

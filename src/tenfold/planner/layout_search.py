@@ -169,7 +169,7 @@ def run_tasks(
                 "backend: ray is not installed: pip install 'tenfold[planner]', or use backend processes"
             ) from None
         if not ray.is_initialized():
-            ray.init(ignore_reinit_error=True, logging_level="ERROR")
+            ray.init(ignore_reinit_error=True, logging_level=logging.ERROR)
         remote = ray.remote(function)
         return list(ray.get([remote.remote(task) for task in tasks]))
     if backend != "processes":
