@@ -4,6 +4,7 @@ plan."""
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import time
 from collections import Counter
