@@ -289,6 +289,13 @@ def test_what_cannot_be_is_refused(settings, message):
         language_model().generate(settings.pop("prompt", "once"), **settings)
 
 
+def test_ids_beyond_the_tokenizers_are_never_written():
+    model = language_model(vocabulary=300)
+    with torch.no_grad():
+        model.model.lm_head.weight[257:] *= 50
+    assert max(model.generate("once", 30, temperature=1.5).tokens) <= 256
+
+
 def test_damaged_weights_are_told():
     model = language_model()
     with torch.no_grad():

@@ -159,6 +159,7 @@ def test_labels_give_the_shifted_mean_cross_entropy():
     assert output.loss.item() == pytest.approx(expected.item(), abs=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable.:FutureWarning")
 def test_gradient_checkpointing_gives_the_same_gradients():
     theirs = TenfoldForCausalLM.from_decoder(decoder()).train()
     theirs(ids(), labels=ids()).loss.backward()
@@ -217,6 +218,17 @@ def test_auto_classes_know_the_model_and_the_plans_name_its_modules():
     assert {key.replace("*", "0") for key in config.base_model_tp_plan} <= names
     assert set(config.base_model_pp_plan) <= names
     assert model._supports_attention_backend
+
+
+def test_a_folder_tells_transformers_where_its_class_is(tmp_path, monkeypatch):
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("sys.path", [*sys.path])
+    save_hf(decoder(), tmp_path / "m")
+    places = json.loads((tmp_path / "m" / "config.json").read_text())["auto_map"]
+    found = {name: get_class_from_dynamic_module(place, str(tmp_path / "m")) for name, place in places.items()}
+    assert found == {"AutoConfig": TenfoldConfig, "AutoModel": TenfoldModel, "AutoModelForCausalLM": TenfoldForCausalLM}
 
 
 def test_keyword_arguments_reach_an_attention_implementation_from_outside():

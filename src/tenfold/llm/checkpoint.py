@@ -25,7 +25,7 @@ from tenfold.core import checkpoint as files
 from tenfold.core import hub
 from tenfold.core.config import from_mapping
 from tenfold.core.console import UserError, to_jsonable
-from tenfold.core.files import make_folder, read_json, write_json
+from tenfold.core.files import make_folder, read_json, write_bytes, write_json
 from tenfold.llm.config import MODELS, PRESETS, ModelConfig
 from tenfold.llm.families import FAMILIES, Family, config_from_hf, config_to_hf, eos_ids, family_of
 from tenfold.llm.key_tables import LAYOUTS, Layout, norms_in, to_ours, to_theirs, without_ignored
@@ -46,6 +46,19 @@ __all__ = [
 ]
 
 MAX_SHARD_BYTES = 5_000_000_000  # what transformers took for a shard until its version 5
+
+# Where transformers and vLLM find our class when nothing has imported it: a file in the folder, read if they are told
+# to trust it.
+_CODE_FILE = "modeling_tenfold.py"
+_CODE = b"""from tenfold.llm.transformers_model import TenfoldConfig, TenfoldForCausalLM, TenfoldModel
+
+__all__ = ["TenfoldConfig", "TenfoldForCausalLM", "TenfoldModel"]
+"""
+_AUTO_MAP = {
+    "AutoConfig": "modeling_tenfold.TenfoldConfig",
+    "AutoModel": "modeling_tenfold.TenfoldModel",
+    "AutoModelForCausalLM": "modeling_tenfold.TenfoldForCausalLM",
+}
 
 # What goes with the weights from one folder to the next.
 TOKENIZER_FILES = (
@@ -343,6 +356,9 @@ def _write(
     theirs = to_theirs(layout_of(FAMILIES[family], config), ours)
     folder = make_folder(Path(folder))
     written = files.save_sharded(folder, theirs, max_shard_bytes, {"format": "pt"})
+    if family == "tenfold":
+        raw["auto_map"] = _AUTO_MAP
+        write_bytes(folder / _CODE_FILE, _CODE)
     write_json(folder / "config.json", raw)
     return written
 

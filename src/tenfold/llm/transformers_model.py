@@ -32,6 +32,9 @@ from tenfold.llm.families import config_from_hf, config_to_hf
 from tenfold.llm.key_tables import LAYOUTS, to_ours, to_theirs
 from tenfold.llm.model import Attention, Decoder, RMSNorm, post_norm_gains, turns_at
 
+# What transformers calls the cache in its outputs and mask functions: `cache` from 5.24 on.
+CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+
 # transformers' names of the kinds of layers.
 LAYER_TYPES = {"full": "full_attention", "sliding": "sliding_attention"}
 
@@ -40,7 +43,7 @@ class TenfoldConfig(PreTrainedConfig):
     """ModelConfig under transformers' names; what these lack keeps our names. Made by `TenfoldConfig.of`."""
 
     model_type = "tenfold_llm"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 - transformers wants a list
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]  # noqa: RUF012 - transformers wants a list
     base_model_tp_plan = {  # noqa: RUF012 - as above, a dict
         "layers.*.attention.q": "colwise",
         "layers.*.attention.k": "colwise",
@@ -181,7 +184,7 @@ class TenfoldPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["Block", "PostNormBlock"]  # noqa: RUF012 - transformers wants a list
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012 - as above
+    _skip_keys_device_placement = ["past_key_values", "cache"]  # noqa: RUF012 - as above
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -191,11 +194,11 @@ class TenfoldPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Draw what a checkpoint did not bring. transformers goes through the modules by themselves, without names."""
         if isinstance(module, nn.Linear | nn.Embedding):
-            init.normal_(module.weight, 0.0, module.initial_std)
-            if getattr(module, "bias", None) is not None:
+            init.normal_(module.weight, 0.0, module.initial_std)  # type: ignore[arg-type]
+            if isinstance(module, nn.Linear) and module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, RMSNorm):
-            init.constant_(module.weight, module.initial_gain)
+            init.constant_(module.weight, module.initial_gain)  # type: ignore[arg-type]
 
 
 def _note_starts(root: nn.Module, config: ModelConfig) -> None:
@@ -254,6 +257,7 @@ class TenfoldModel(TenfoldPreTrainedModel):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast | tuple:
         """Normalised output of the last layer, in the form of transformers' decoders.
@@ -267,6 +271,7 @@ class TenfoldModel(TenfoldPreTrainedModel):
             use_cache: make a cache where none is given.
             output_hidden_states: also give the input of every layer and the normalised output of the last.
             return_dict: False gives a tuple.
+            cache: newer name of `past_key_values`.
             kwargs: handed down to the attention.
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -274,9 +279,10 @@ class TenfoldModel(TenfoldPreTrainedModel):
         h = inputs_embeds if inputs_embeds is not None else self.embed_tokens(input_ids)
         checkpointing = self.gradient_checkpointing and self.training
         use_cache = (self.config.use_cache if use_cache is None else use_cache) and not checkpointing
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        cache = past_key_values if not checkpointing else None
+        cache = cache if cache is not None else past_key_values
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
+        cache = cache if not checkpointing else None  # a layer that is computed again would join it again
         if position_ids is None:
             past = cache.get_seq_length() if cache is not None else 0
             position_ids = torch.arange(past, past + h.shape[1], device=h.device)[None]
@@ -296,8 +302,8 @@ class TenfoldModel(TenfoldPreTrainedModel):
         wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         output = BaseModelOutputWithPast(
             last_hidden_state=h,
-            past_key_values=past_key_values if use_cache or cache is not None else None,
             hidden_states=tuple(states) if wanted else None,
+            **{CACHE: cache},  # type: ignore[arg-type]
         )
         return output if _as_dict(self.config, return_dict) else output.to_tuple()
 
@@ -309,7 +315,7 @@ class TenfoldModel(TenfoldPreTrainedModel):
             "config": self.config,
             "inputs_embeds": h,
             "attention_mask": attention_mask,
-            "past_key_values": cache,
+            CACHE: cache,
             "position_ids": position_ids,
         }
         masks = {"full_attention": create_causal_mask(**arguments)}
@@ -370,6 +376,7 @@ class TenfoldForCausalLM(TenfoldPreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple:
         """Scores of the next token, in the form of transformers' decoders.
@@ -385,13 +392,14 @@ class TenfoldForCausalLM(TenfoldPreTrainedModel, GenerationMixin):
             output_hidden_states: as there.
             return_dict: as there.
             logits_to_keep: how many of the last positions get scores (0: all), or which ones.
+            cache: as there.
             kwargs: handed down to the attention and the loss.
         """
         output = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            past_key_values=past_key_values if cache is None else cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
@@ -408,8 +416,8 @@ class TenfoldForCausalLM(TenfoldPreTrainedModel, GenerationMixin):
         result = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=output.past_key_values,
             hidden_states=output.hidden_states,
+            **{CACHE: output.get(CACHE)},
         )
         return result if _as_dict(self.config, return_dict) else result.to_tuple()
 
