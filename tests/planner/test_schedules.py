@@ -109,11 +109,22 @@ def test_event_simulation_equals_the_brute_force_twin(name: str, half: int, extr
 
 @settings(max_examples=30, deadline=None)
 @given(
-    name=st.sampled_from(["1f1b", "interleaved", "zb-v", "dualpipev", "adaptive", "interleaved-zb"]),
+    name=st.sampled_from(["1f1b", "interleaved", "zb-v", "dualpipev", "interleaved-zb"]),
     rounds=st.integers(8, 14),
     data=st.data(),
 )
 def test_long_runs_are_extended_exactly(name: str, rounds: int, data: st.DataObject) -> None:
+    assert_extended(name, rounds, data, rel=2e-3)
+
+
+@settings(max_examples=30, deadline=None)
+@given(rounds=st.integers(8, 14), data=st.data())
+def test_long_adaptive_runs_are_extended_within_a_percent(rounds: int, data: st.DataObject) -> None:
+    # The list scheduler has no period: which ready piece comes first may differ from round to round.
+    assert_extended("adaptive", rounds, data, rel=1e-2)
+
+
+def assert_extended(name: str, rounds: int, data: st.DataObject, rel: float) -> None:
     pp, v = 4, 1 if name == "1f1b" else 2
     stages = pp * v
     # One slow stage decides the period; the others differ a little.
@@ -121,7 +132,7 @@ def test_long_runs_are_extended_exactly(name: str, rounds: int, data: st.DataObj
     times = StageTimes(forward, [2 * f for f in forward], [0.8 * f for f in forward], send=0.05)
     count = rounds * pp
     whole = max(bar.end for bar in simulation.timeline(name, pp, v, count, times))
-    assert simulation.makespan(name, pp, v, count, times) == pytest.approx(whole, rel=2e-3)
+    assert simulation.makespan(name, pp, v, count, times) == pytest.approx(whole, rel=rel)
 
 
 @settings(max_examples=40, deadline=None)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import time
+from collections.abc import Mapping, Sequence
+from html import escape
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,7 +38,6 @@ NOTES = (
     "four other novels, by the recipe that its card names.",
     "tenfold-tiny has about two million parameters: it has learned words, quotation marks and cadence, and no facts. "
     "It shows that the whole path works offline, not what the recipe can do at size.",
-    "The stability plot comes from `tenfold llm reproduce`; all seeds are in results/reproduce/llm.json.",
 )
 
 
@@ -75,11 +76,7 @@ def tour(workdir: Path) -> Station:
             ),
         ],
         panels=[
-            report.table_panel(
-                ("prompt", *written),
-                [(prompt, *(texts[row] for texts in written.values())) for row, prompt in enumerate(PROMPTS)],
-                "What the models write on, at temperature 0.7 and seed 0.",
-            ),
+            _texts_panel(written),
             *_stability_panels(),
             _gain_panel(tiny),
         ],
@@ -106,6 +103,16 @@ def packing_error(model: LanguageModel) -> float:
 def _continue(model: LanguageModel, prompt: str) -> str:
     text = model.generate(prompt, max_new_tokens=NEW_TOKENS, temperature=0.7, seed=0).text
     return " ".join(text.removeprefix(prompt).split())
+
+
+def _texts_panel(written: Mapping[str, Sequence[str]]) -> Panel:
+    """Each prompt with what every model writes after it."""
+    paragraphs = [
+        f"<p><small>{escape(name)}</small><br><b>{escape(prompt)}</b> {escape(texts[row])}</p>"
+        for row, prompt in enumerate(PROMPTS)
+        for name, texts in written.items()
+    ]
+    return Panel("".join(paragraphs), "What the models write on, at temperature 0.7 and seed 0. Prompts are bold.")
 
 
 def _gzip_bits(text: str) -> float:
