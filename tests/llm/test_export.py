@@ -42,7 +42,7 @@ def test_a_file_that_differs_is_not_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_file.onnx, "check_onnx", lambda *arguments: CheckResult(0.5, (), {"torch": "2"}))
     model = Decoder(TINY)
     initialise(model)
-    with pytest.raises(UserError, match="not written, since ONNX Runtime differs from PyTorch by 5.0e-01"):
+    with pytest.raises(UserError, match=r"not written, since ONNX Runtime differs from PyTorch by 5\.0e-01"):
         onnx_file.write(model.eval(), tmp_path / "m.onnx", sizes=((1, 3),))
     assert list(tmp_path.iterdir()) == []
 
