@@ -72,7 +72,7 @@ def tour(workdir: Path) -> Station:
             Figure("Packed documents, worst difference", f"{packing_error(tiny):.0e}", "", "to each document alone"),
             Figure("Pangu Ultra on paper", f"{parameters(pangu) / 1e9:.1f}", "B parameters", "published: 135B"),
             Figure(
-                "Texts above", f"{seconds:.1f}", "s", f"{NEW_TOKENS} tokens each, {torch.get_num_threads()} threads"
+                "Texts below", f"{seconds:.1f}", "s", f"{NEW_TOKENS} tokens each, {torch.get_num_threads()} threads"
             ),
         ],
         panels=[
