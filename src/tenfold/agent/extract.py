@@ -7,6 +7,7 @@ the model as data is the protocol's task.
 
 from __future__ import annotations
 
+import html
 import io
 import re
 from collections.abc import Callable
@@ -22,9 +23,6 @@ _SLOW_EXTRACTOR_BYTES = 1_000_000
 _LARGEST_BYTES = 64_000_000
 _MOST_PAGES = 5_000
 _MOST_TEXT_CHARACTERS = 20_000_000
-# lxml and the HTML parser walk trees by recursion in C; real pages nest less than a hundred deep.
-_DEEPEST_TAGS = 1_000
-
 # Navigation of documentation sets: it repeats on every page and answers nothing.
 _NAVIGATION = (
     "nav, [role=navigation], .sphinxsidebar, div.related, .navheader, .navfooter, a.headerlink, "
@@ -53,6 +51,8 @@ _COLOUR = re.compile(r"(?:^|;)color:([^;!]+)")
 _BACKGROUND = re.compile(r"(?:^|;)background(?:-color)?:([^;!]+)")
 _CSS_RULE = re.compile(r"([^{}]+)\{([^{}]*)\}")
 _MOST_RULES = 500
+_STYLE_ATTRIBUTE = re.compile(r"style\s*=\s*", re.IGNORECASE)
+_LONGEST_STYLE = 4_000
 
 
 @dataclass(frozen=True)
@@ -146,13 +146,7 @@ def markdown_to_text(source: str) -> Extracted:
     found = html_to_text(rendered)
     heading = re.search(r"<h[1-3][^>]*>(.*?)</h[1-3]>", rendered, re.DOTALL)
     title = clean(re.sub(r"<[^>]+>", "", heading[1])) if heading else found.text.partition("\n")[0]
-    return Extracted(" ".join(_unescape(title).split())[:200], found.text)
-
-
-def _unescape(text: str) -> str:
-    import html
-
-    return html.unescape(text)
+    return Extracted(" ".join(html.unescape(title).split())[:200], found.text)
 
 
 def html_to_text(source: str, main_text: bool = False) -> Extracted:
@@ -167,15 +161,12 @@ def html_to_text(source: str, main_text: bool = False) -> Extracted:
     from resiliparse.parse.html import HTMLTree
 
     source = source.replace("\x00", "")
-    if _nests_too_deep(source):
-        # A tree this deep was made to break parsers. Its text is still there to be read.
-        return Extracted("", clean(_unescape(re.sub(r"<[^>]*>", " ", _without_raw(source))))[:_MOST_TEXT_CHARACTERS])
     tree = HTMLTree.parse(source)
     title = " ".join(clean(tree.title or "").split())[:300]
     root = tree.document
     if root is None or tree.body is None:
         return Extracted(title, "")
-    _remove_hidden(root)
+    _remove_hidden(root, source)
     date = _date(root)
     if main_text:
         chain: tuple[Callable[[], str | None], ...] = (
@@ -207,41 +198,50 @@ def _by_trafilatura(source: str) -> str | None:
         return None
 
 
-def _without_raw(source: str) -> str:
-    return re.sub(r"<(script|style|template)\b.*?</\1\s*>|<!--.*?-->", " ", source, flags=re.DOTALL | re.IGNORECASE)
-
-
-_VOID = {"area", "base", "br", "col", "hr", "img", "input", "link", "meta", "source", "track", "wbr", "p", "li"}
-
-
-def _nests_too_deep(source: str) -> bool:
-    """Whether more elements are open at once than parsers that recurse can bear. An upper bound, and cheap."""
-    if source.count("<") - 2 * source.count("</") < _DEEPEST_TAGS:
-        return False
-    depth = deepest = 0
-    for found in re.finditer(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)", source):
-        if found[2].lower() not in _VOID:
-            depth = max(0, depth - 1) if found[1] else depth + 1
-            deepest = max(deepest, depth)
-    return deepest > _DEEPEST_TAGS
-
-
-def _remove_hidden(root: Any) -> None:
+def _remove_hidden(root: Any, source: str) -> None:
     """Take out of a tree what a browser would not show, as far as the page itself says so."""
     from resiliparse.parse.html import CSSParserException
 
-    selectors = [selector for style in root.query_selector_all("style") for selector in _hiding_selectors(style.text)]
-    hidden = list(root.query_selector_all(_NEVER_SHOWN))
-    hidden += [node for node in root.query_selector_all("[style]") if hides(node["style"] or "")]
-    for selector in selectors[:_MOST_RULES]:
+    attributes = _hiding_attributes(source)
+    selectors = [_NEVER_SHOWN, *attributes[:_MOST_RULES]]
+    for style in root.query_selector_all("style"):
+        selectors += _hiding_selectors(style.text)
+    if len(attributes) > _MOST_RULES:  # a generated page, or one that would wear the search out
+        for node in root.query_selector_all("[style]"):
+            if hides(node["style"] or "") and node.parent is not None and node.tag not in ("html", "body"):
+                node.parent.remove_child(node)
+    for selector in selectors[: 3 * _MOST_RULES]:
         try:
-            hidden += root.query_selector_all(selector)
+            hidden = root.query_selector_all(selector)
         except (CSSParserException, ValueError):
             continue  # a selector beyond the parser
-    for node in hidden:
-        parent = node.parent
-        if parent is not None and node.tag not in ("html", "body"):
-            parent.remove_child(node)
+        for node in hidden:
+            if node.parent is not None and node.tag not in ("html", "body"):
+                node.parent.remove_child(node)
+
+
+def _hiding_attributes(source: str) -> list[str]:
+    """Selectors of the style attributes in a page that hide.
+
+    Looking at every element with a style takes ten times as long as the extraction itself; the source names the few
+    values that matter. Every `style=` counts, also one inside another attribute: too many selectors do no harm.
+    """
+    values: dict[str, None] = {}
+    for found in _STYLE_ATTRIBUTE.finditer(source):
+        start = found.end()
+        quote = source[start : start + 1]
+        if quote in ("'", '"'):
+            value = source[start + 1 : max(source.find(quote, start + 1, start + _LONGEST_STYLE), start + 1)]
+        else:
+            value = source[start : start + _LONGEST_STYLE].split(">", 1)[0].split(None, 1)[0:1]
+            value = value[0] if value else ""
+        values.setdefault(value[:_LONGEST_STYLE])
+    actual = [html.unescape(value) for value in values]
+    return [
+        '[style="' + re.sub(r"[^ -!#-\[\]-~]", lambda odd: f"\\{ord(odd[0]):x} ", value) + '"]'
+        for value in actual
+        if hides(value)
+    ]
 
 
 def hides(style: str) -> bool:

@@ -21,6 +21,7 @@ from tenfold.core.files import check_writable, read_json, write_json
 # Documents of one container between two commits: what a killed build may have to read again.
 _BATCH_DOCUMENTS = 500
 _BATCH_SECONDS = 1.0
+_BATCH_WORDS = 20_000
 # Passages looked at per wanted document: several may belong to the same one.
 _DEPTH, _LEAST_DEPTH = 10, 40
 _RANK_OFFSET = 60
@@ -174,8 +175,8 @@ class LocalIndex:
                 for rank, passage in enumerate(ranking):
                     scores[passage] = scores.get(passage, 0.0) + 1 / (_RANK_OFFSET + rank + 1)
             for passage in scores:
-                if passage not in owner and (document := self._store.document_of(passage)) is not None:
-                    owner[passage] = document
+                if passage not in owner and (number := self._store.document_of(passage)) is not None:
+                    owner[passage] = number
         merits: dict[int, list[int]] = {}
         for passage in sorted(scores, key=lambda number: (-scores[number], number)):
             if passage in owner:
@@ -339,6 +340,10 @@ def _write_words(store: Store, words: Lexical) -> None:
             )
             added.append(document.id)
             bar.advance()
+            if len(added) % _BATCH_WORDS == 0:
+                words.commit()
+                store.words_are_done(added[-_BATCH_WORDS:], removed)
+                store.commit()
     if removed or added:
         words.commit()
         store.words_are_done(added, removed)

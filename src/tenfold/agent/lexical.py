@@ -132,6 +132,7 @@ class Lexical:
         found = [
             (int(passage), int(document), float(score))
             for passage, document, (score, _) in zip(passages, documents, hits, strict=True)
+            if passage is not None and document is not None
         ]
         # Equal scores in a fixed order, whatever the order in which segments were merged.
         return sorted(found, key=lambda hit: (-hit[2], hit[0]))

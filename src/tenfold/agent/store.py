@@ -151,7 +151,9 @@ class Store:
         spans = self._database.execute(
             "SELECT id, start, end FROM passages WHERE document = ? ORDER BY start", (number,)
         ).fetchall()
-        return Stored(*row, tuple((start, end) for _, start, end in spans), tuple(found for found, _, _ in spans))
+        return Stored(
+            *row[:7], spans=tuple((start, end) for _, start, end in spans), numbers=tuple(item[0] for item in spans)
+        )
 
     def by_url(self, url: str) -> Stored | None:
         """A document by its address."""
