@@ -7,6 +7,7 @@ not face an affirmation; beyond that, likeness of words decides, or whoever can 
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -30,62 +31,12 @@ _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _NEGATION = re.compile(r"\b(?:not|no|never|neither|nor|without|cannot)\b|n't\b|[不没未无非]")
 # Words that carry no claim: they may differ freely.
 _FUNCTION_WORDS = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "of",
-        "in",
-        "on",
-        "at",
-        "to",
-        "for",
-        "from",
-        "by",
-        "with",
-        "and",
-        "or",
-        "as",
-        "is",
-        "was",
-        "are",
-        "were",
-        "be",
-        "been",
-        "being",
-        "it",
-        "its",
-        "this",
-        "that",
-        "these",
-        "those",
-        "he",
-        "she",
-        "they",
-        "his",
-        "her",
-        "their",
-        "which",
-        "who",
-        "whom",
-        "whose",
-        "has",
-        "had",
-        "have",
-        "did",
-        "do",
-        "does",
-        "also",
-        "then",
-        "than",
-        "there",
-        "的",
-        "了",
-        "是",
-        "在",
-        "和",
-        "与",
-    ]
+    re.findall(
+        r"\S+",
+        "a an the of in on at to for from by with and or as is was are were be been being it its this that these "
+        "he she they his her their which who whom whose has had have did do does also then than there "
+        "those 的 了 是 在 和 与",
+    )
 )
 _LONGEST_SENTENCE = 1_000
 
@@ -215,7 +166,7 @@ def support(sentence: str, text: str, title: str = "") -> tuple[tuple[int, int] 
     numbers = set(_numbers(claim))
     heading = _normal(title)
     spans = sentences(text)
-    windows = spans + [(first, last) for (first, _), (_, last) in zip(spans, spans[1:], strict=False)]
+    windows = spans + [(first, last) for (first, _), (_, last) in itertools.pairwise(spans)]
     best: tuple[tuple[bool, float, int], tuple[int, int], float, str] | None = None
     for start, end in windows:
         said = _normal(text[start:end])

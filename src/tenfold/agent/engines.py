@@ -129,7 +129,7 @@ class WebEngine:
         """
         if not isinstance(rows, list):
             return []
-        found = []
+        found: list[Result] = []
         for row in rows:
             if not isinstance(row, dict) or not str(row.get(url) or "").startswith(("http://", "https://")):
                 continue

@@ -10,7 +10,6 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +19,8 @@ from tenfold.core.console import UserError
 _SHORT_CHARACTERS = 200
 # trafilatura reads about half a megabyte a second: larger pages go to the fast extractor at once.
 _SLOW_EXTRACTOR_BYTES = 1_000_000
+# In deeper trees the search for the main text takes quadratic time; real pages have less than a hundred levels.
+_DEEPEST_TAGS = 400
 _LARGEST_BYTES = 64_000_000
 _MOST_PAGES = 5_000
 _MOST_TEXT_CHARACTERS = 20_000_000
@@ -154,8 +155,7 @@ def html_to_text(source: str, main_text: bool = False) -> Extracted:
 
     Args:
         source: the page.
-        main_text: only its main text: trafilatura's choice; Resiliparse's where that is nearly empty; the whole page
-            where both are.
+        main_text: only its main text, as Resiliparse or trafilatura find it; the whole page where neither does.
     """
     from resiliparse.extract.html2text import extract_plain_text
     from resiliparse.parse.html import HTMLTree
@@ -168,23 +168,30 @@ def html_to_text(source: str, main_text: bool = False) -> Extracted:
         return Extracted(title, "")
     _remove_hidden(root, source)
     date = _date(root)
-    if main_text:
-        chain: tuple[Callable[[], str | None], ...] = (
-            lambda: _by_trafilatura(root.html),
-            lambda: extract_plain_text(tree, preserve_formatting=True, main_content=True, alt_texts=False),
-        )
-        for extractor in chain:
-            text = clean(extractor() or "")
-            if len(text) >= _SHORT_CHARACTERS:
-                return Extracted(title, text, date)
-    text = clean(
+    whole = clean(
         extract_plain_text(
             tree, preserve_formatting=True, main_content=False, alt_texts=False, skip_elements=[_NAVIGATION]
         )
     )
-    if not text:  # a page that is one big menu: an index of terms, a table of contents
-        text = clean(extract_plain_text(tree, preserve_formatting=True, main_content=False, alt_texts=False))
-    return Extracted(title or text.partition("\n")[0][:200], text, date)
+    if not whole:  # a page that is one big menu: an index of terms, a table of contents
+        whole = clean(extract_plain_text(tree, preserve_formatting=True, main_content=False, alt_texts=False))
+    text = _main_text(tree, whole) if main_text and _depth(source) <= _DEEPEST_TAGS else whole
+    return Extracted(title or whole.partition("\n")[0][:200], text, date)
+
+
+def _main_text(tree: Any, whole: str) -> str:
+    """The main text of a page: the first of the extractors' that is not nearly empty, or else the whole page.
+
+    On documentation pages Resiliparse keeps more of what must be kept than trafilatura, and is some thirty times as
+    fast; but now and then it keeps nearly nothing.
+    """
+    from resiliparse.extract.html2text import extract_plain_text
+
+    least = max(_SHORT_CHARACTERS, len(whole) // 5)
+    text = clean(extract_plain_text(tree, preserve_formatting=True, main_content=True, alt_texts=False))
+    if len(text) < least <= len(whole):
+        text = clean(_by_trafilatura(tree.document.html) or "")
+    return text if len(text) >= min(least, len(whole)) else whole
 
 
 def _by_trafilatura(source: str) -> str | None:
@@ -196,6 +203,20 @@ def _by_trafilatura(source: str) -> str | None:
         return trafilatura.extract(source, include_comments=False, include_tables=True, favor_recall=True)
     except Exception:  # its many parts raise nearly anything on broken pages, and the chain has a next link
         return None
+
+
+# Elements without an end, and those whose end may be left out, which therefore do not pile up.
+_FLAT = "area|base|br|col|embed|hr|img|input|link|meta|source|track|wbr|p|li|td|th|tr|thead|tbody|dt|dd|option"
+_TAG = re.compile(rf"<(/?)(?!(?:{_FLAT})\b)[a-z]", re.IGNORECASE)
+
+
+def _depth(source: str) -> int:
+    """About how many elements of a page are open at once."""
+    depth = deepest = 0
+    for end in _TAG.findall(source):
+        depth += -1 if end else 1
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _remove_hidden(root: Any, source: str) -> None:
@@ -233,8 +254,7 @@ def _hiding_attributes(source: str) -> list[str]:
         if quote in ("'", '"'):
             value = source[start + 1 : max(source.find(quote, start + 1, start + _LONGEST_STYLE), start + 1)]
         else:
-            value = source[start : start + _LONGEST_STYLE].split(">", 1)[0].split(None, 1)[0:1]
-            value = value[0] if value else ""
+            value = re.split(r"[\s>]", source[start : start + _LONGEST_STYLE], maxsplit=1)[0]
         values.setdefault(value[:_LONGEST_STYLE])
     actual = [html.unescape(value) for value in values]
     return [

@@ -151,9 +151,9 @@ class Store:
         spans = self._database.execute(
             "SELECT id, start, end FROM passages WHERE document = ? ORDER BY start", (number,)
         ).fetchall()
-        return Stored(
-            *row[:7], spans=tuple((start, end) for _, start, end in spans), numbers=tuple(item[0] for item in spans)
-        )
+        identifier, url, title, text, date, digest, indexed_at = row
+        where, numbers = tuple((start, end) for _, start, end in spans), tuple(item[0] for item in spans)
+        return Stored(identifier, url, title, text, date, digest, indexed_at, where, numbers)
 
     def by_url(self, url: str) -> Stored | None:
         """A document by its address."""
