@@ -67,6 +67,7 @@ FURTHER = {
         "dense.py": "meaning to passages: vectors",
         "passages.py": "a text in passages, their length in tokens, the best of them",
         "extract.py": "a page to readable text, without what is hidden in it",
+        "hidden.py": "what a page keeps from its reader's eye",
         "zim.py": "articles of a ZIM archive",
         "addresses.py": "which addresses may be opened",
         "fetch.py": "pages of the web, read with care",

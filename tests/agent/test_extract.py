@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tenfold.agent.extract import clean, decode, extract, hides, html_to_text, markdown_to_text
+from tenfold.agent.extract import clean, decode, extract, html_to_text, markdown_to_text
+from tenfold.agent.hidden import hides
 from tenfold.core.console import UserError
 
 DATA = Path(__file__).parents[1] / "data" / "agent"
@@ -155,6 +156,26 @@ def test_what_a_reader_does_not_see_is_not_read(element: str, web: bool) -> None
 def test_a_thousand_decoys_do_not_let_a_hidden_element_through() -> None:
     decoys = "".join(f'<i style="opacity:0;top:{n}px"></i>' for n in range(1000))
     assert SECRET not in html_to_text(f'<p>seen</p>{decoys}<p style="display:none;z-index:7">{SECRET}</p>').text
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        '<i style="opacity:0">x</i>' * 30_000,
+        "<style>" * 50_000,
+        "<style>" + "a" * 300_000 + "</style>x",
+        "<style>" + "@" * 300_000 + "</style>x",
+        "<style>" + "/*" * 150_000 + "</style>x",
+        "<style>" + ".a{display:none}" * 20_000 + "</style>" + "<p class=a>x</p>" * 1_000,
+        '<p style="' + "width:1;" * 400 + '">x',
+        "<pre>" + " " * 300_000 + "x</pre>",
+        "<p>" * 100_000,
+    ],
+)
+def test_a_page_that_was_made_to_be_slow_is_read_in_time(page: str) -> None:
+    started = time.process_time()
+    html_to_text(page, main_text=True)
+    assert time.process_time() - started < 8
 
 
 @pytest.mark.parametrize(

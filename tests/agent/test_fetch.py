@@ -115,7 +115,8 @@ def fetcher(
     async def resolver(host: str, port: int) -> Sequence[str]:
         return waiting.pop(0) if len(waiting) > 1 else waiting[0]
 
-    settings = {"ports": (80, 443, site.port), "networks": (f"{PUBLIC}/32",), "host_interval_s": 0.0, **(limits or {})}
+    settings = {"ports": (80, 443, site.port), "networks": (f"{PUBLIC}/32",), "host_interval_s": 0.0, "seconds": 60.0}
+    settings |= limits or {}
     return Fetcher(Limits(**settings), resolver=resolver, **{"obey_robots": False, **options})  # type: ignore[arg-type]
 
 
@@ -176,6 +177,7 @@ FORMS = [
     "http://172.16.0.1/",
     "http://192.168.1.1/",
     "http://192.0.0.192/",
+    "http://168.63.129.16/",
     "http://198.18.0.1/",
     "http://192.0.2.1/",
     "http://224.0.0.1/",
@@ -428,10 +430,10 @@ def not_http(request: http.server.BaseHTTPRequestHandler) -> None:
         (lambda r: send(r, b"", 404), NoAnswer, "404"),
         (lambda r: send(r, b"", 500), NoAnswer, "500"),
         (lambda r: send(r, b"", 302), NoAnswer, "302"),
-        (lambda r: send(r, b"x" * 10, Content_Length="99"), NoAnswer, ""),
-        (not_http, NoAnswer, ""),
-        (lambda r: r.connection.shutdown(socket.SHUT_RDWR), NoAnswer, ""),
-        (lambda r: send(r, b"", 302, Location="http://[::1"), Blocked, ""),
+        (lambda r: send(r, b"x" * 10, Content_Length="99"), NoAnswer, "."),
+        (not_http, NoAnswer, "."),
+        (lambda r: r.connection.shutdown(socket.SHUT_RDWR), NoAnswer, "."),
+        (lambda r: send(r, b"", 302, Location="http://[::1"), Blocked, "."),
     ],
 )
 def test_bad_answers_are_told_apart(

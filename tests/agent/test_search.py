@@ -147,7 +147,7 @@ def test_a_rate_limited_engine_rests_and_the_next_one_answers() -> None:
 
     started = time.monotonic()
     asyncio.run(run())
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60
     assert limited.asked == ["one"]
     assert [event.outcome for event in events if event.engine == "limited"] == ["failed", "paused", "paused"]
 

@@ -18,6 +18,25 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 # Prefixes whose last bits are an IPv4 address that a gateway may connect to: RFC 6052, RFC 8215, RFC 4291.
 _CARRIES_IPV4 = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "64:ff9b:1::/48", "::/96", "::ffff:0:0:0/96")))
+# Special networks that some versions of Python's ipaddress take for public (IANA's registries of special-purpose
+# addresses), and the address at which Azure's machines are managed.
+_SPECIAL = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            *("192.0.0.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24", "192.175.48.0/24"),
+            *(
+                "168.63.129.16/32",
+                "100::/64",
+                "2001::/23",
+                "2001:db8::/32",
+                "2620:4f:8000::/48",
+                "3fff::/20",
+                "5f00::/16",
+            ),
+        ),
+    )
+)
 _NAMES_OF_OWN = ("localhost", "local", "localdomain", "internal", "intranet", "lan", "home", "corp", "arpa", "onion")
 
 
@@ -112,6 +131,7 @@ def check_address(text: str, allowed: Sequence[Network] = ()) -> Address:
             or form.is_reserved
             or form.is_unspecified
             or (isinstance(form, ipaddress.IPv6Address) and form.is_site_local)
+            or any(form.version == network.version and form in network for network in _SPECIAL)
         ):
             raise BlockedError(f"{text} is not an address of the public internet")
     return address

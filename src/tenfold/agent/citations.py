@@ -13,6 +13,8 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from tenfold.agent.lexical import rank_in_memory
+from tenfold.agent.passages import split_spans
 from tenfold.agent.search import Result
 
 # Likeness from which a sentence counts as supported.
@@ -25,7 +27,11 @@ _MARK = re.compile(r"\[(\d{1,3}(?:\s*[,，]\s*\d{1,3})*)\]")
 _ABBREVIATION = re.compile(
     r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|etc|No|Fig|approx|ca|e\.g|i\.e|[A-Z])|\b[A-Z]\.[A-Z])\.$"
 )
-_END = re.compile(r"[.!?]+[\"'”’)]*(?:\s*\[\d[\d,，\s]*\])*(?=\s|$)|[。！？]+[”’」』）]*(?:\s*\[\d[\d,，\s]*\])*|\n+")
+# Possessive, and begun at the start of a run only: the sources are a stranger's, and rows of dots must not take long.
+_END = re.compile(
+    r"(?<![.!?])[.!?]++[\"'”’)]*+(?:\s*+\[\d[\d,，\s]*+\])*+(?=\s|$)"
+    r"|(?<![。！？])[。！？]++[”’」』）]*+(?:\s*+\[\d[\d,，\s]*+\])*+|\n+"
+)
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_]+")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _NEGATION = re.compile(r"\b(?:not|no|never|neither|nor|without|cannot)\b|n't\b|[不没未无非]")
@@ -39,6 +45,7 @@ _FUNCTION_WORDS = frozenset(
     )
 )
 _LONGEST_SENTENCE = 1_000
+_LONGEST_SOURCE, _PASSAGES_OF_LONG_SOURCE = 30_000, 20
 
 
 @dataclass(frozen=True)
@@ -165,7 +172,7 @@ def support(sentence: str, text: str, title: str = "") -> tuple[tuple[int, int] 
         return None, 0.0, "the sentence claims nothing that could be looked up"
     numbers = set(_numbers(claim))
     heading = _normal(title)
-    spans = sentences(text)
+    spans = sentences(text) if len(text) <= _LONGEST_SOURCE else _likely_sentences(text, claim)
     windows = spans + [(first, last) for (first, _), (_, last) in itertools.pairwise(spans)]
     best: tuple[tuple[bool, float, int], tuple[int, int], float, str] | None = None
     for start, end in windows:
@@ -188,6 +195,16 @@ def support(sentence: str, text: str, title: str = "") -> tuple[tuple[int, int] 
     if best is None:
         return None, 0.0, "the source has no text"
     return best[1], best[2], best[3]
+
+
+def _likely_sentences(text: str, claim: str) -> list[tuple[int, int]]:
+    """The sentences of those passages of a long text that share most with a claim."""
+    passages = split_spans(text)
+    chosen = sorted(rank_in_memory(claim, "", [text[start:end] for start, end in passages])[:_PASSAGES_OF_LONG_SOURCE])
+    found = []
+    for start, end in (passages[position] for position in chosen):
+        found += [(start + first, start + last) for first, last in sentences(text[start:end])]
+    return found or sentences(text[:_LONGEST_SOURCE])
 
 
 def _likeness(claim: str, words: Sequence[str], said: str, known: str) -> float:

@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from tenfold.agent.hidden import UNSEEN, UNSEEN_XPATH, mark_unseen
 from tenfold.core.console import UserError
 
 # A main text shorter than this is not one: the next extractor of the chain is asked.
@@ -29,8 +30,6 @@ _NAVIGATION = (
     "nav, [role=navigation], .sphinxsidebar, div.related, .navheader, .navfooter, a.headerlink, "
     "#toc.toc, .printfooter, .mw-editsection"
 )
-_NEVER_SHOWN = "template, script, style, noscript, iframe, object, embed, svg, datalist, [hidden], dialog:not([open])"
-
 # Format and control characters: zero-width spaces and joiners, direction overrides, soft hyphens, byte order marks,
 # tag characters (letters without a glyph), fillers, and half surrogates; tab and line feed stay.
 _INVISIBLE = re.compile(
@@ -38,22 +37,6 @@ _INVISIBLE = re.compile(
     "\u2060-\u206f\u3164\ud800-\udfff\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3"
     "\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
-
-# Declarations that hide, in a style whose white space, comments and escapes have been resolved.
-_HIDING = re.compile(
-    r"(?:^|;)(?:display:none|visibility:(?:hidden|collapse)|content-visibility:hidden|opacity:0*\.?0*%?(?:;|!|$)"
-    r"|font(?:-size)?:0*\.?0*(?:px|em|rem|pt|%|ex|ch|vw|vh)?(?:;|!|/|$)"
-    r"|(?:left|top|right|bottom|text-indent|margin-left|margin-top):-\d{3,}"
-    r"|clip:rect\(0|clip:rect\(1px,?1px|clip-path:(?:inset\((?:50|100)%|circle\(0)"
-    r"|(?:max-)?(?:height|width):[01]?(?:px)?;(?:.*;)?overflow:hidden|overflow:hidden;(?:.*;)?(?:max-)?(?:height|width):"
-    r"[01]?(?:px)?(?:;|$)|color:transparent|color:rgba\(\d+,\d+,\d+,0\)|transform:scale\(0\))"
-)
-_COLOUR = re.compile(r"(?:^|;)color:([^;!]+)")
-_BACKGROUND = re.compile(r"(?:^|;)background(?:-color)?:([^;!]+)")
-_CSS_RULE = re.compile(r"([^{}]+)\{([^{}]*)\}")
-_MOST_RULES = 500
-_STYLE_ATTRIBUTE = re.compile(r"style\s*=\s*", re.IGNORECASE)
-_LONGEST_STYLE = 4_000
 
 
 @dataclass(frozen=True)
@@ -69,7 +52,7 @@ def clean(text: str) -> str:
     """Text without characters that are not seen, with line feeds as line ends and at most one empty line in a row."""
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\u2028", "\n").replace("\u2029", "\n")
     text = _INVISIBLE.sub("", text.replace("\x0b", "\n").replace("\x0c", "\n"))
-    text = re.sub(r"[^\S\n]+\n", "\n", text)
+    text = "\n".join(line.rstrip() for line in text.split("\n"))
     return re.sub(r"\n{3,}", "\n\n", text).strip()
 
 
@@ -160,38 +143,27 @@ def html_to_text(source: str, main_text: bool = False) -> Extracted:
     from resiliparse.extract.html2text import extract_plain_text
     from resiliparse.parse.html import HTMLTree
 
-    source = source.replace("\x00", "")
+    source = mark_unseen(source.replace("\x00", ""))
     tree = HTMLTree.parse(source)
     title = " ".join(clean(tree.title or "").split())[:300]
     root = tree.document
     if root is None or tree.body is None:
         return Extracted(title, "")
-    _remove_hidden(root, source)
-    date = _date(root)
-    whole = clean(
-        extract_plain_text(
-            tree, preserve_formatting=True, main_content=False, alt_texts=False, skip_elements=[_NAVIGATION]
-        )
-    )
+    shown = {"preserve_formatting": True, "alt_texts": False}
+    whole = clean(extract_plain_text(tree, main_content=False, skip_elements=[UNSEEN, _NAVIGATION], **shown))
     if not whole:  # a page that is one big menu: an index of terms, a table of contents
-        whole = clean(extract_plain_text(tree, preserve_formatting=True, main_content=False, alt_texts=False))
-    text = _main_text(tree, whole) if main_text and _depth(source) <= _DEEPEST_TAGS else whole
-    return Extracted(title or whole.partition("\n")[0][:200], text, date)
-
-
-def _main_text(tree: Any, whole: str) -> str:
-    """The main text of a page: the first of the extractors' that is not nearly empty, or else the whole page.
-
-    On documentation pages Resiliparse keeps more of what must be kept than trafilatura, and is some thirty times as
-    fast; but now and then it keeps nearly nothing.
-    """
-    from resiliparse.extract.html2text import extract_plain_text
-
-    least = max(_SHORT_CHARACTERS, len(whole) // 5)
-    text = clean(extract_plain_text(tree, preserve_formatting=True, main_content=True, alt_texts=False))
-    if len(text) < least <= len(whole):
-        text = clean(_by_trafilatura(tree.document.html) or "")
-    return text if len(text) >= min(least, len(whole)) else whole
+        whole = clean(extract_plain_text(tree, main_content=False, skip_elements=[UNSEEN], **shown))
+    text = whole
+    if main_text and _depth(source) <= _DEEPEST_TAGS:
+        # On documentation pages Resiliparse keeps more of what must be kept than trafilatura, and is some thirty times
+        # as fast; but now and then it keeps nearly nothing.
+        least = max(_SHORT_CHARACTERS, len(whole) // 5)
+        text = clean(extract_plain_text(tree, main_content=True, skip_elements=[UNSEEN], **shown))
+        if len(text) < least <= len(whole):
+            text = clean(_by_trafilatura(source) or "")
+        if len(text) < min(least, len(whole)):
+            text = whole
+    return Extracted(title or whole.partition("\n")[0][:200], text, _date(root))
 
 
 def _by_trafilatura(source: str) -> str | None:
@@ -200,7 +172,9 @@ def _by_trafilatura(source: str) -> str | None:
     if len(source) > _SLOW_EXTRACTOR_BYTES:
         return None
     try:
-        return trafilatura.extract(source, include_comments=False, include_tables=True, favor_recall=True)
+        return trafilatura.extract(
+            source, include_comments=False, include_tables=True, favor_recall=True, prune_xpath=UNSEEN_XPATH
+        )
     except Exception:  # its many parts raise nearly anything on broken pages, and the chain has a next link
         return None
 
@@ -217,88 +191,6 @@ def _depth(source: str) -> int:
         depth += -1 if end else 1
         deepest = max(deepest, depth)
     return deepest
-
-
-def _remove_hidden(root: Any, source: str) -> None:
-    """Take out of a tree what a browser would not show, as far as the page itself says so."""
-    from resiliparse.parse.html import CSSParserException
-
-    attributes = _hiding_attributes(source)
-    selectors = [_NEVER_SHOWN, *attributes[:_MOST_RULES]]
-    for style in root.query_selector_all("style"):
-        selectors += _hiding_selectors(style.text)
-    if len(attributes) > _MOST_RULES:  # a generated page, or one that would wear the search out
-        for node in root.query_selector_all("[style]"):
-            if hides(node["style"] or "") and node.parent is not None and node.tag not in ("html", "body"):
-                node.parent.remove_child(node)
-    for selector in selectors[: 3 * _MOST_RULES]:
-        try:
-            hidden = root.query_selector_all(selector)
-        except (CSSParserException, ValueError):
-            continue  # a selector beyond the parser
-        for node in hidden:
-            if node.parent is not None and node.tag not in ("html", "body"):
-                node.parent.remove_child(node)
-
-
-def _hiding_attributes(source: str) -> list[str]:
-    """Selectors of the style attributes in a page that hide.
-
-    Looking at every element with a style takes ten times as long as the extraction itself; the source names the few
-    values that matter. Every `style=` counts, also one inside another attribute: too many selectors do no harm.
-    """
-    values: dict[str, None] = {}
-    for found in _STYLE_ATTRIBUTE.finditer(source):
-        start = found.end()
-        quote = source[start : start + 1]
-        if quote in ("'", '"'):
-            value = source[start + 1 : max(source.find(quote, start + 1, start + _LONGEST_STYLE), start + 1)]
-        else:
-            value = re.split(r"[\s>]", source[start : start + _LONGEST_STYLE], maxsplit=1)[0]
-        values.setdefault(value[:_LONGEST_STYLE])
-    actual = [html.unescape(value) for value in values]
-    return [
-        '[style="' + re.sub(r"[^ -!#-\[\]-~]", lambda odd: f"\\{ord(odd[0]):x} ", value) + '"]'
-        for value in actual
-        if hides(value)
-    ]
-
-
-def hides(style: str) -> bool:
-    """Whether a style attribute or the body of a rule keeps an element from being seen."""
-    style = re.sub(r"/\*.*?\*/", "", style, flags=re.DOTALL)
-    style = re.sub(r"\\([0-9a-fA-F]{1,6})\s?", lambda found: _character(found[1]), style)
-    style = re.sub(r"\s+", "", style).lower()
-    if _HIDING.search(style):
-        return True
-    ink, paper = _COLOUR.search(style), _BACKGROUND.search(style)
-    return ink is not None and paper is not None and ink[1] == paper[1]
-
-
-def _character(code: str) -> str:
-    number = int(code, 16)
-    return chr(number) if 0 < number < 0x110000 else ""
-
-
-def _hiding_selectors(sheet: str) -> list[str]:
-    """Selectors of a style sheet whose rules hide; rules for other media, such as print, are not looked at."""
-    sheet = re.sub(r"/\*.*?\*/", "", sheet, flags=re.DOTALL)
-    top: list[str] = []
-    depth = start = 0
-    for found in re.finditer(r"@[^{};]*\{|[{}]", sheet):
-        if found[0] != "}":
-            if found[0][0] == "@" and depth == 0:
-                top.append(sheet[start : found.start()])
-                depth = 1
-            elif depth:
-                depth += 1
-        elif depth:
-            depth -= 1
-            start = found.end()
-    if depth == 0:
-        top.append(sheet[start:])
-    rules = _CSS_RULE.findall("".join(top))
-    return [selector.strip() for selector, body in rules if ":" not in selector and hides(body)]
 
 
 def _date(root: Any) -> str | None:

@@ -8,10 +8,10 @@ No cookies are kept, no script runs, and no proxy is used, since behind one nobo
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import datetime
 import hashlib
 import ipaddress
+import re
 import socket
 import time
 import zlib
@@ -52,8 +52,9 @@ class FetchError(UserError):
     """A page that was not read. `url` is the address that was asked for, `reason` says why it was not read."""
 
     def __init__(self, url: str, reason: str) -> None:
-        super().__init__(f"{url[:200]}: {reason}")
-        self.url, self.reason = url, reason
+        # Both may hold what a stranger wrote.
+        self.url, self.reason = re.sub(r"[\x00-\x20\x7f-\x9f]+", " ", url)[:200], " ".join(reason.split())[:400]
+        super().__init__(f"{self.url}: {self.reason}")
 
 
 class Blocked(FetchError):
@@ -182,7 +183,10 @@ class Fetcher:
             answer = await self._get(asked, url, target, kinds, largest)
             if not isinstance(answer, str):
                 return answer
-            asked = urljoin(asked, answer).partition("#")[0]
+            try:
+                asked = urljoin(asked, answer.strip()).partition("#")[0]
+            except ValueError as error:
+                raise Blocked(url, f"it redirects to what is no address ({error})") from None
         raise NoAnswer(url, f"more than {self.limits.redirects} redirects")
 
     def _check(self, asked: str, first: str) -> Target:
@@ -244,25 +248,22 @@ class Fetcher:
             "Accept": ", ".join(kinds),
             "Accept-Encoding": "gzip, deflate",
         }
-        async with (
-            httpx.AsyncClient(trust_env=False, follow_redirects=False, timeout=self.limits.seconds) as client,
-            client.stream(
-                "GET",
-                f"{target.scheme}://{host}:{target.port}{path}",
-                headers=headers,
-                extensions={"sni_hostname": target.host},
-            ) as response,
-        ):
-            location = response.headers.get("location")
-            if response.status_code in (301, 302, 303, 307, 308) and location:
-                return location
-            kind = response.headers.get("content-type", "").strip()
-            if response.status_code != 200:
-                return _Answer(asked, response.status_code, kind, b"", 0)
-            if kind.partition(";")[0].strip().lower() not in kinds:
-                raise NotText(first, f"its kind is {kind.partition(';')[0][:60] or 'not stated'}, which is not read")
-            body, sent = await _read_body(response, first, largest)
-            return _Answer(asked, response.status_code, kind, body, sent)
+        request = httpx.Request(
+            "GET",
+            f"{target.scheme}://{host}:{target.port}{path}",
+            headers=headers,
+            extensions={
+                "sni_hostname": target.host,
+                "timeout": dict.fromkeys(("connect", "read", "write", "pool"), self.limits.seconds),
+            },
+        )
+        async with httpx.AsyncHTTPTransport(trust_env=False) as transport:
+            response = await transport.handle_async_request(request)
+            response.request = request
+            try:
+                return await _judge(response, asked, first, kinds, largest)
+            finally:
+                await response.aclose()
 
     async def _wait_for_turn(self, host: str) -> None:
         now = time.monotonic()
@@ -301,6 +302,20 @@ class Fetcher:
 async def open_page(url: str, fetcher: Fetcher | None = None) -> Page:
     """Read one page of the web as text, with the usual limits. Raises FetchError."""
     return await (fetcher or Fetcher()).open_page(url)
+
+
+async def _judge(response: httpx.Response, asked: str, first: str, kinds: Sequence[str], largest: int) -> _Answer | str:
+    """What came back: the address of a redirect, or an answer with its body if that is wanted."""
+    location = response.headers.get("location")
+    if response.status_code in (301, 302, 303, 307, 308) and location:
+        return location
+    kind = response.headers.get("content-type", "").strip()
+    if response.status_code != 200:
+        return _Answer(asked, response.status_code, kind, b"", 0)
+    if kind.partition(";")[0].strip().lower() not in kinds:
+        raise NotText(first, f"its kind is {kind.partition(';')[0][:60] or 'not stated'}, which is not read")
+    body, sent = await _read_body(response, first, largest)
+    return _Answer(asked, response.status_code, kind, body, sent)
 
 
 async def _read_body(response: httpx.Response, url: str, largest: int) -> tuple[bytes, int]:
@@ -357,11 +372,6 @@ def _read_page(answer: _Answer) -> Page:
         content_type=answer.kind.partition(";")[0].strip().lower(),
         bytes=answer.sent,
     )
-
-
-def with_time(limits: Limits, seconds: float) -> Limits:
-    """The same limits with another time, for a run whose own time is running out."""
-    return dataclasses.replace(limits, seconds=seconds)
 
 
 def _is_address(host: str) -> bool:

@@ -216,7 +216,7 @@ def fit(
             if cost > allowed:
                 passage = _cut(passage, allowed, count_tokens)
                 cost = count_tokens(passage)
-            if passage:
+            if passage.strip():
                 passages.append(passage)
                 allowed -= cost
                 left -= cost
@@ -342,7 +342,7 @@ class Search:
             error = state.outcome.exception() if state.outcome else None
             if isinstance(error, RateLimited):
                 return error.wait_s
-            return tenacity.wait_exponential_jitter(initial=0.2, max=_LONGEST_WAIT_S)(state)
+            return tenacity.wait_random_exponential(multiplier=0.2, max=_LONGEST_WAIT_S)(state)
 
         def again(error: BaseException) -> bool:
             return isinstance(error, Unreachable) or (
