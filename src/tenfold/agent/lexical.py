@@ -43,8 +43,9 @@ class Lexical:
 
         self._folder = folder
         schema = tantivy.SchemaBuilder()
-        schema.add_unsigned_field("passage", indexed=True, fast=True)
-        schema.add_unsigned_field("document", indexed=True, fast=True)
+        # Signed: tantivy 0.27 removes nothing, and says nothing, when asked to by the value of an unsigned field.
+        schema.add_integer_field("passage", fast=True)
+        schema.add_integer_field("document", indexed=True, fast=True)
         schema.add_text_field("title", tokenizer_name="words", index_option="freq")
         schema.add_text_field("body", tokenizer_name="words", index_option="freq")
         try:
@@ -88,8 +89,8 @@ class Lexical:
         self.open_writer()
         for passage, document, title, body in passages:
             row = tantivy.Document()
-            row.add_unsigned("passage", passage)
-            row.add_unsigned("document", document)
+            row.add_integer("passage", passage)
+            row.add_integer("document", document)
             row.add_text("title", words(title))
             row.add_text("body", words(body))
             self._writer.add_document(row)
