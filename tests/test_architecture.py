@@ -82,6 +82,7 @@ FURTHER = {
         "endpoint.py": "an OpenAI-compatible endpoint, spoken to with care",
         "local_model.py": "a model of transformers in this process",
         "agent.py": "the user-level object (`predictor` would say less)",
+        "oracle.py": "a script that follows the known path of a question",
         "rewards.py": "what a rollout is worth",
         "grpo.py": "the loss of reinforcement learning",
         "trace.py": "what happened in a run, as events in a file",

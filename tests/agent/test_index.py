@@ -145,7 +145,7 @@ index.LocalIndex.build([Path(sys.argv[1])], Path(sys.argv[2]))
 """
 
 
-@pytest.mark.parametrize(("where", "after"), [("files", 1), ("files", 17), ("words", 1)])
+@pytest.mark.parametrize(("where", "after"), [("files", 2), ("files", 17), ("words", 1)])
 def test_a_killed_build_goes_on_and_ends_as_if_it_had_not_been_killed(tmp_path: Path, where: str, after: int) -> None:
     folder = pages(tmp_path / "docs")
     arguments = [str(folder), str(tmp_path / "index"), where, str(after)]
