@@ -253,8 +253,21 @@ class Ddgs:
         ]
 
 
+def builtin_index() -> Path:
+    """The index of the corpus that comes with tenfold, made when it is first asked for, in the user's cache folder."""
+    from tenfold import __version__
+    from tenfold.agent.data import embedded_corpus
+    from tenfold.agent.index import LocalIndex
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache / "tenfold" / f"agent-builtin-{__version__}"
+    if not (folder / "index.json").exists():
+        LocalIndex.build([embedded_corpus()], folder)
+    return folder
+
+
 # Names on the command line; `local:` and `searxng:` take what follows the colon.
-NAMES = ("local:FOLDER", "searxng:URL", "brave", "serper", "langsearch", "ddgs")
+NAMES = ("local:FOLDER", "local:builtin", "searxng:URL", "brave", "serper", "langsearch", "ddgs")
 
 
 def engine(name: str, offline: bool = False) -> Engine:
@@ -271,7 +284,7 @@ def engine(name: str, offline: bool = False) -> Engine:
     if kind == "local":
         if not rest:
             raise UserError("local: names no folder: for example local:index")
-        return Local(Path(rest))
+        return Local(builtin_index() if rest == "builtin" else Path(rest))
     web: dict[str, type[Brave] | type[Serper] | type[LangSearch] | type[Ddgs]] = {
         "brave": Brave,
         "serper": Serper,
