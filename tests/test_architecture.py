@@ -77,7 +77,7 @@ FURTHER = {
         "citations.py": "sentences of an answer to spans of its sources",
         "protocol.py": "what a turn of the model means, and how results are shown to it",
         "environment.py": "the loop of turns and searches, its budgets, its token masks",
-        "policies.py": "who writes the turns: an endpoint, a local model, a script",
+        "policies.py": "who writes the turns: the interface, and a script",
         "instructions.py": "what the model is told, in its question's language",
         "endpoint.py": "an OpenAI-compatible endpoint, spoken to with care",
         "local_model.py": "a model of transformers in this process",
@@ -86,7 +86,7 @@ FURTHER = {
         "rewards.py": "what a rollout is worth",
         "grpo.py": "the loss of reinforcement learning",
         "trace.py": "what happened in a run, as events in a file",
-        "viewer.py": "a trace as a page",
+        "viewer.py": "a trace as a page, or as lines",
         "serve.py": "the agent behind an OpenAI-compatible endpoint",
     },
 }

@@ -34,6 +34,7 @@ Verb = Callable[..., object]
 ROOMS: dict[str, str] = {
     "superres": "HiT-SR: enlarge images and video (hierarchical transformer super-resolution)",
     "planner": "Pangu Ultra MoE: simulate and search training layouts of large models",
+    "agent": "DeepDiver: an agent that searches, doubts, verifies and cites, over local documents or the web",
 }
 
 # Verbs of the house: name -> (one line about it, where its function is).

@@ -114,6 +114,7 @@ class Endpoint:
             headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
             self._clients[loop] = httpx.AsyncClient(
                 headers=headers,
+                verify=self.base.startswith("https:"),  # to read the certificates takes a while
                 timeout=httpx.Timeout(self.silence_s, connect=10.0, pool=None),
                 limits=httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS),
                 trust_env=False,
