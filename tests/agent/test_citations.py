@@ -127,3 +127,9 @@ def test_hostile_sources_and_answers_are_read_in_time(text: str) -> None:
     check_citations("[1]" * 2000 + "a " * 2000 + "[1]. The lamp is lit [1].", [source(text)])
     sentences(text)
     assert time.process_time() - started < 5
+
+
+def test_the_quote_is_the_sentence_that_says_it_where_the_title_says_it_too() -> None:
+    text = "The lamp burns 40 candles. It was lit on 3 May 1900."
+    span, likeness, reason = support("The lamp burns 40 candles.", text, title=text)
+    assert (span, likeness, reason) == ((0, 26), 1.0, "")

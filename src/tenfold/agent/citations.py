@@ -174,7 +174,7 @@ def support(sentence: str, text: str, title: str = "") -> tuple[tuple[int, int] 
     heading = _normal(title)
     spans = sentences(text) if len(text) <= _LONGEST_SOURCE else _likely_sentences(text, claim)
     windows = spans + [(first, last) for (first, _), (_, last) in itertools.pairwise(spans)]
-    best: tuple[tuple[bool, float, int], tuple[int, int], float, str] | None = None
+    best: tuple[tuple[bool, float, int, int], tuple[int, int], float, str] | None = None
     for start, end in windows:
         said = _normal(text[start:end])
         known = heading + "\n" + said
@@ -189,7 +189,9 @@ def support(sentence: str, text: str, title: str = "") -> tuple[tuple[int, int] 
             reason = "the words are not those of the source"
         else:
             reason = ""
-        key = (not reason, likeness, start - end)
+        # Of spans that are equally like it, the one that says it itself, and not by its title.
+        own = len(set(words) & set(_content_words(said)))
+        key = (not reason, likeness, own, start - end)
         if best is None or key > best[0]:
             best = (key, (start, end), likeness, reason)
     if best is None:
