@@ -36,6 +36,7 @@ ROOMS: dict[str, str] = {
     "superres": "HiT-SR: enlarge images and video (hierarchical transformer super-resolution)",
     "llm": "Pangu Ultra: pre-train and run deep dense language models (depth-scaled sandwich norm)",
     "planner": "Pangu Ultra MoE: simulate and search training layouts of large models",
+    "agent": "DeepDiver: an agent that searches, doubts, verifies and cites, over local documents or the web",
 }
 
 # Verbs of the house: name -> (one line about it, where its function is).
