@@ -162,7 +162,8 @@ def _finish(figure: Figure, axes: Axes, x_label: str, y_label: str, title: str, 
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     if legend:
-        figure.legend(loc="outside upper left", ncols=3)
+        labels = axes.get_legend_handles_labels()[1]
+        figure.legend(loc="outside upper left", ncols=3 if max(map(len, labels)) < 20 else 2)
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=11)
 

@@ -240,12 +240,12 @@ def norm_plots(results: dict[Job, Outcome], output: Path) -> dict[str, Any]:
     norms = {arm: outcome.norms for arm, outcome in drawn.items()}
     save_plot(plot_stability(losses, norms, spikes, "loss, nat per byte"), output.with_name("llm_stability.svg"))
     gains = {
-        f"{arm}, {GAIN_NAMES[kind]}": (list(range(1, len(values) + 1)), values)
+        f"{arm} {GAIN_NAMES[kind]}": (list(range(1, len(values) + 1)), values)
         for arm, outcome in drawn.items()
         for kind, values in outcome.gains.items()
         if arm in ("sandwich", "DSSN") and "post" in kind
     }
-    save_plot(plot_lines(gains, "layer", "mean gain", log_y=True), output.with_name("llm_gains.svg"))
+    save_plot(plot_lines(gains, "layer", "mean gain"), output.with_name("llm_gains.svg"))
     job = next(job for job in results if job.seed == seed and job.clip == 0)
     record = {
         "caption": f"{job.layers} layers, width {job.width}, learning rate {job.rate:g}, no clipping, seed {seed}",
