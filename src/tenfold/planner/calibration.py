@@ -17,7 +17,7 @@ from tenfold.planner.memory import inferred_recompute
 from tenfold.planner.operators import Coefficients, UnitSeconds, hardware_vector, plan_vector, unit_seconds
 from tenfold.planner.pipeline import Stage, partition, stage_times
 from tenfold.planner.shapes import shape_vector, stacked
-from tenfold.planner.simulation import makespan_slopes
+from tenfold.planner.steady import makespan_slopes
 
 NOISE = 0.06  # scale of a trustworthy row's logarithmic error
 _BLOCKS = ("dense", "moe", "moe_pair", "head", "embed", "mtp")
