@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import time
 
 import numpy as np
@@ -180,7 +181,7 @@ def test_a_sweep_on_ray_gives_the_same_plans() -> None:
     one = search(model, cluster, SMALL, top=70, simulate_best=70, processes=2)
     import ray
 
-    ray.init(num_cpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    ray.init(num_cpus=1, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     try:
         two = search(model, cluster, SMALL, top=70, simulate_best=70, backend="ray")
     finally:

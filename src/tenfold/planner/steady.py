@@ -264,17 +264,10 @@ def flight_profile(
     """Per rank: its stages, and the chunk activations of each that are held at some moment, every
     distinct state once [states, stages].
 
-    Of a long step, those of a short one that fills up as far: three rounds of pp for a fixed order, and one whole
-    repetition of a chosen one.
+    Those of a long step are those of a short one with at least one whole repetition, for it begins and ends alike.
     """
-    if schedule == "adaptive":
-        for size in _sizes(schedule, pp, vpp, microbatches):
-            compiled = compile_schedule(schedule, pp, vpp, size, times)
-            if size == microbatches or _middle(compiled):
-                break
-    else:
-        cap = 3 * pp + microbatches % pp
-        if schedule != "gpipe" and microbatches > cap:
-            microbatches = max(cap + (cap % 2 if schedule == "dualpipe" else 0), 2 * pp)
-        compiled = compile_schedule(schedule, pp, vpp, microbatches, times)
+    for size in _sizes(schedule, pp, vpp, microbatches):
+        compiled = compile_schedule(schedule, pp, vpp, size, times)
+        if size == microbatches or _middle(compiled):
+            break
     return [(compiled.local_stages[rank], compiled.in_flight[rank]) for rank in range(compiled.pp)]
