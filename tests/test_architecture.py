@@ -50,6 +50,7 @@ FURTHER = {
         "schedules.py": "the order of a pipeline's work, by generator",
         "adaptive.py": "the order of a pipeline's work, by list scheduling",
         "simulation.py": "events: a schedule played through",
+        "steady.py": "long steps from short ones: what repeats is played once",
         "pipeline.py": "a plan as pipeline work: stages, chunks, times",
         "memory.py": "what each stage holds, and what to recompute or swap",
         "scoring.py": "many layouts at once: what is combined, and the closed form that ranks them",

@@ -314,7 +314,7 @@ def test_simulate_starts_without_torch_in_half_a_second_of_processor_time() -> N
     code = (
         "import sys, tenfold.cli as c; c.ROOMS.setdefault('planner', ''); "
         f"assert c.main(['planner', 'simulate', *{LLAMA!r}]) == 0; "
-        "assert not {'torch', 'pandas', 'scipy', 'matplotlib'} & set(sys.modules)"
+        "assert not {'torch', 'pandas', 'scipy', 'matplotlib', 'typeguard'} & set(sys.modules)"
     )
     # Processor time, best of three: the machine may be busy, and the first run may compile byte code.
     assert min(_child_seconds(code) for _ in range(3)) - min(_child_seconds("pass") for _ in range(2)) < 0.5

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tenfold.core.console import UserError
-from tenfold.planner import Cluster, Hardware, Model, Plan, Planner, evaluation, simulate
+from tenfold.planner import Cluster, Hardware, Model, Plan, Planner, calibration, evaluation, simulate
 from tenfold.planner.coefficients import PRIORS, load_calibration, stack_release, tag_values
 from tenfold.planner.data import read_rows
 from tenfold.planner.operators import device_skew
@@ -123,6 +123,26 @@ def test_published_rows_are_met(planner_data: Path) -> None:
     assert crossed["all"]["p90"] <= 0.25
     assert crossed["dense"]["median"] <= 0.06
     assert crossed["moe"]["median"] <= 0.15
+    for name in ("all", "dense", "moe"):
+        assert 0.75 <= crossed[name]["covered"] <= 0.9
+    assert report["cross_validation"] == crossed
+
+
+def test_an_interval_for_a_left_out_cluster_is_made_of_the_other_clusters_errors(planner_data: Path) -> None:
+    rows = calibration.usable(read_rows(planner_data / "validation_public.csv"))
+    error = np.random.default_rng(0).normal(0.0, 0.1, len(rows))
+    widths = calibration.held_out_widths(rows, error)
+    out = np.array([row.cluster == rows[0].cluster for row in rows])
+    wild = calibration.held_out_widths(rows, np.where(out, 9.0, error))
+    assert 0 < out.sum() < len(rows)
+    assert np.array_equal(wild[out], widths[out])
+    assert (wild[~out] >= widths[~out]).all()
+    # A quantile of n errors with room for the next one: 80% of further errors of the same kind at least.
+    plain = calibration.interval_widths(rows, error)
+    inside = [
+        (np.abs(error[[r.family == family for r in rows]]) <= plain[family]).mean() for family in ("dense", "moe")
+    ]
+    assert all(0.79 <= share <= 0.86 for share in inside)
 
 
 def test_no_calibrated_term_knows_a_model_or_a_row(planner_data: Path) -> None:

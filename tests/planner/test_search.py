@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 import time
 
 import numpy as np
@@ -172,15 +174,19 @@ def grid_columns(columns: dict[str, np.ndarray]) -> list[str]:
 
 
 def test_a_sweep_on_ray_gives_the_same_plans() -> None:
-    ray = pytest.importorskip("ray")
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", ignore_reinit_error=True)
+    # Where ray is installed it must start; only its absence is a reason to leave this out.
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("ray is not installed")
+    model, cluster = Model.preset("llama3-8b"), Cluster.preset("h100", 32)
+    one = search(model, cluster, SMALL, top=70, simulate_best=70, processes=2)
+    import ray
+
+    ray.init(num_cpus=1, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     try:
-        model, cluster = Model.preset("llama3-8b"), Cluster.preset("h100", 32)
-        one, two = (
-            search(model, cluster, SMALL, top=3, simulate_best=6, processes=1, backend=backend)
-            for backend in ("processes", "ray")
-        )
+        two = search(model, cluster, SMALL, top=70, simulate_best=70, backend="ray")
     finally:
         ray.shutdown()
+    assert len(one.best) > 10
     assert [e.plan for e in one.best] == [e.plan for e in two.best]
     assert [e.step_seconds for e in one.best] == [e.step_seconds for e in two.best]
+    assert [e.memory for e in one.best] == [e.memory for e in two.best]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tenfold.core.console import UserError
-from tenfold.planner import Cluster, Model, Plan, simulate, simulation
+from tenfold.planner import Cluster, Model, Plan, simulate, simulation, steady
 from tenfold.planner.simulation import Slice, StageTimes
 from tenfold.planner.trace import check_chrome_trace, chrome_trace, perfetto_trace, write_trace
 
@@ -103,4 +103,4 @@ def test_the_timeline_ends_when_the_pipeline_does() -> None:
     )
     pipeline = max(bar.end for bar in estimate.timeline())
     assert pipeline < estimate.step_seconds
-    assert pipeline == pytest.approx(simulation.makespan("interleaved", 4, 2, 8, estimate.times))
+    assert pipeline == pytest.approx(steady.makespan("interleaved", 4, 2, 8, estimate.times))

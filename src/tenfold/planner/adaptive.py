@@ -6,6 +6,10 @@ and a backward are ready (or will be in a moment); else a backward, whose weight
 else a forward, as long as it holds no more chunks than interleaving would plus one; else a detached weight part. So a
 heavy last chunk (head, multi-token prediction) delays mostly its own rank, where a fixed order makes every rank wait
 for its turn.
+
+The order repeats once the scheduler returns to a state that it has been in (all its times are whole numbers, so that
+is an exact comparison). Often it does after some rounds; where it never does, the order of a long step is chosen to its
+end.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from tenfold.planner.schedules import Entry, Order
 
@@ -20,6 +25,20 @@ _NEVER = float("inf")
 # Chosen on a handful of layouts of 2 to 16 ranks for short makespans at few chunks held.
 _PATIENCE = 0.1  # mean pairs that a rank waits for a partner that is on its way
 _DETACHED = 8  # weight parts that may wait, for they keep their activations
+
+
+class Cycle(NamedTuple):
+    """A piece of an order that repeats for as long as there are micro-batches to begin.
+
+    Attributes:
+        microbatches: micro-batches from one repetition to the next.
+        entries: entries of every rank in it.
+        begins: place in every rank's order from which on it repeats.
+    """
+
+    microbatches: int
+    entries: tuple[int, ...]
+    begins: tuple[int, ...]
 
 
 class _Lane:
@@ -69,8 +88,8 @@ def adaptive_order(
     pair_forward: Sequence[float],
     pair_backward: Sequence[float],
     send: float,
-) -> Order:
-    """The order of every rank.
+) -> tuple[Order, Cycle | None]:
+    """The order of every rank, and the piece of it that repeats.
 
     Args:
         pp: pipeline ranks.
@@ -79,10 +98,12 @@ def adaptive_order(
         forward, backward, weight: seconds of a pass that runs alone [stages]; weight is a part of backward.
         pair_forward, pair_backward: seconds of the two halves of a pair [stages].
         send: seconds to the neighbour rank.
+        All seconds are whole numbers of some unit, so that a state that returns is recognised exactly.
 
     Returns:
-        One list of entries per rank, as `schedules.generate` gives it. No order waits for itself: a rank at its limit
-        with nothing else to do may still run the forward that Megatron's fixed order would run next.
+        One list of entries per rank, as `schedules.generate` gives it, and the piece that repeats (None: no state came
+        back). No order waits for itself: a rank at its limit with nothing else to do may still run the forward that
+        Megatron's fixed order would run next.
     """
     last = pp * vpp - 1
     span = vpp * pp
@@ -99,6 +120,23 @@ def adaptive_order(
     detached: list[deque[tuple[int, int]]] = [deque() for _ in range(pp)]
     order: list[list[Entry]] = [[] for _ in range(pp)]
     events = [(0.0, rank) for rank in range(pp)]
+    seen: dict[tuple[object, ...], tuple[int, tuple[int, ...]]] = {}
+    cycle: Cycle | None = None
+
+    def state(now: float) -> tuple[object, ...]:
+        """All that later decisions depend on, as seen from `now` and the next micro-batch to begin."""
+        begun = forwards[0].taken
+        return (
+            tuple(
+                (lane.taken - begun, tuple(max(arrival - now, 0.0) for arrival in lane.arrivals[lane.taken :]))
+                for lane in (*forwards[1:], *backwards)
+            ),
+            tuple(max(end - now, 0.0) for end in free),
+            tuple(held),
+            tuple(tuple((stage, microbatch - begun) for stage, microbatch in parts) for parts in detached),
+            tuple(sorted((time - now, rank) for time, rank in events)),
+        )
+
     while events:
         now, rank = heapq.heappop(events)
         if free[rank] > now:
@@ -150,6 +188,14 @@ def adaptive_order(
             if wake < _NEVER:
                 heapq.heappush(events, (wake, rank))
             continue
+        if cycle is None and ahead is forwards[0] and ahead.taken % pp == 0:
+            # Until the micro-batches run out, the same state makes the same decisions.
+            places = tuple(len(line) for line in order)
+            now_state = (state(now), back.stage if back else None)
+            begun, before = seen.setdefault(now_state, (ahead.taken, places))
+            if begun < ahead.taken:
+                gaps = tuple(two - one for one, two in zip(before, places, strict=True))
+                cycle = Cycle(ahead.taken - begun, gaps, before)
         end = now + seconds
         free[rank] = end
         heapq.heappush(events, (end, rank))
@@ -165,4 +211,4 @@ def adaptive_order(
             if back.stage > 0:
                 backwards[back.stage - 1].arrivals.append(end + send)
                 heapq.heappush(events, (end + send, (back.stage - 1) % pp))
-    return order
+    return order, cycle

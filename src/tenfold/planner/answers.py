@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from tenfold.core import console
@@ -64,6 +65,16 @@ def show_validation(report: dict[str, Any]) -> None:
     console.table(["rows", "n", "median |e|", "mean |e|", "p90 |e|", "bias", "in 80% interval"], rows)
     if report.get("kendall_tau") is not None:
         console.say(f"ranking inside clusters: Kendall tau {report['kendall_tau']:.2f}")
-    if report.get("cross_validation"):
-        c = report["cross_validation"]
-        console.say(f"leave-one-cluster-out: median {100 * c['median']:.1f}%, p90 {100 * c['p90']:.1f}%")
+    if crossed := report.get("cross_validation"):
+        lines = [
+            (
+                name,
+                g["rows"],
+                *(f"{100 * g[k]:{'+' if k == 'bias' else ''}.1f}%" for k in ("median", "p90", "bias")),
+                "-" if g["covered"] is None or math.isnan(g["covered"]) else f"{100 * g['covered']:.0f}%",
+            )
+            for name, g in crossed.items()
+        ]
+        console.table(
+            ["calibration's rows, cluster left out", "n", "median |e|", "p90 |e|", "bias", "in 80% interval"], lines
+        )

@@ -6,18 +6,19 @@ weights, Gauss-Newton with Levenberg damping) on log(predicted / reported tokens
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 
 import numpy as np
 
-from tenfold.planner.coefficients import OFFSETS, PRIORS, attention_unfused, tag_values
+from tenfold.planner.coefficients import OFFSETS, PRIORS, Calibration, attention_unfused, stack_release, tag_values
 from tenfold.planner.config import Cluster
 from tenfold.planner.data import Row
 from tenfold.planner.memory import inferred_recompute
 from tenfold.planner.operators import Coefficients, UnitSeconds, hardware_vector, plan_vector, unit_seconds
 from tenfold.planner.pipeline import Stage, partition, stage_times
 from tenfold.planner.shapes import shape_vector, stacked
-from tenfold.planner.simulation import makespan_slopes
+from tenfold.planner.steady import makespan_slopes
 
 NOISE = 0.06  # scale of a trustworthy row's logarithmic error
 _BLOCKS = ("dense", "moe", "moe_pair", "head", "embed", "mtp")
@@ -249,6 +250,45 @@ def cross_validate(rows: list[Row], inner: int = 6, family: str = "") -> np.ndar
         fold = _solve(table, start, _weights(rows) * ~out, _noise(rows), inner)
         error[out] = (table.predict(fold) - table.target)[out]
     return error
+
+
+def interval_widths(rows: list[Row], error: np.ndarray) -> dict[str, float]:
+    """Half widths of the 80% interval by situation, as logarithms (see `Calibration.interval`).
+
+    Args:
+        rows: usable rows.
+        error: their log(predicted/reported) by fits that did not see them.
+
+    Returns:
+        Per family of models the conformal quantile of |error|, the ceil(0.8 (n + 1))-th smallest, which holds at least
+        80% of further rows if they are like these; and what a new stack or architecture adds.
+    """
+    widths = {}
+    for family in ("dense", "moe"):
+        size = np.sort(np.abs(error[[row.family == family for row in rows]]))
+        rank = math.ceil(0.8 * (len(size) + 1))
+        widths[family] = round(max(0.03, float(size[rank - 1])), 4) if rank <= len(size) else 0.25
+    return widths | {"new_family": 0.15, "new_architecture": 0.2}
+
+
+def known_kinds(rows: list[Row]) -> dict[str, list[str]]:
+    """Stack families and hardware architectures that rows cover; for others the interval is wider."""
+    return {
+        "families": sorted({stack_release(row.plan.stack)[0] for row in rows}),
+        "architectures": sorted({row.hardware.architecture for row in rows}),
+    }
+
+
+def held_out_widths(rows: list[Row], error: np.ndarray) -> np.ndarray:
+    """Half width of every row's interval [rows] made of the other clusters' errors alone."""
+    widths = np.empty(len(rows))
+    for cluster in {row.cluster for row in rows}:
+        out = np.array([row.cluster == cluster for row in rows])
+        others = [row for row, left in zip(rows, out, strict=True) if not left]
+        beside = Calibration({}, interval_widths(others, error[~out]), known_kinds(others))
+        for index in np.flatnonzero(out):
+            widths[index] = beside.interval(rows[index].hardware, rows[index].model, rows[index].plan)
+    return widths
 
 
 def predict_rows(rows: list[Row], terms: dict[str, dict[str, float]]) -> np.ndarray:

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from tenfold.core.console import UserError
-from tenfold.planner.config import Hardware, Model, Plan
+from tenfold.planner.config import PRECISIONS, Hardware, Model, Plan
+
+_MOST = 1 << 30  # devices, sequences or tokens that a row may state
 
 
 @lru_cache(maxsize=8)
@@ -335,7 +337,7 @@ def read_rows(path: str | Path) -> list[Row]:
     for column in ("model", "hardware", "devices", "tp", "pp", "gbs", "seq", "tokens_per_s_per_device"):
         if column not in records[0]:
             raise UserError(f"{path}: column {column!r} is missing; found {', '.join(k for k in records[0] if k)}")
-    return [_row(record, f"{path} row {index + 2}") for index, record in enumerate(records)]
+    return [_row(record, f"{path} row {index + 2}", path.parent) for index, record in enumerate(records)]
 
 
 def _dispatch_of(notes: str, stack: str, schedule: str) -> str:
@@ -358,17 +360,34 @@ def _sharding_of(stated: int, stack: str) -> int:
     return stated if stated or stack.startswith("megatron-2021") else 1
 
 
-def _row(record: dict[str, str], where: str) -> Row:
-    model = load_model(record["model"].strip())
-    hardware = load_hardware(record["hardware"].strip())
+def _beside(name: str | None, folder: Path) -> str:
+    """A name of a row; a file is looked for beside the table first."""
+    text = (name or "").strip()
+    file = folder / text
+    return str(file) if Path(text).suffix in (".json", ".yaml", ".yml") and file.is_file() else text
+
+
+def _row(record: dict[str, str], where: str, folder: Path) -> Row:
+    try:
+        model = load_model(_beside(record["model"], folder))
+        hardware = load_hardware(_beside(record["hardware"], folder))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+    def count(key: str) -> int | None:
+        value = _number(record, key, where)
+        if value is not None and (value != int(value) or value > _MOST):
+            raise UserError(f"{where}: {key} is {record[key]}, expected a whole number up to {_MOST}")
+        return None if value is None else int(value)
 
     def whole(key: str, default: int) -> int:
-        value = _number(record, key, where)
-        return default if value is None or value == 0 else int(value)
+        return count(key) or default  # tables write 0 for what is not used
 
     devices, tp, cp, pp, vpp = (whole(key, 1) for key in ("devices", "tp", "cp", "pp", "vpp"))
     vpp = vpp if pp > 1 else 1
-    precision = (record.get("precision") or "bf16").strip()
+    precision = (record.get("precision") or "").strip().lower() or "bf16"
+    if precision not in PRECISIONS:
+        raise UserError(f"{where}: precision is {precision!r}, choose one of {', '.join(PRECISIONS)}")
     notes = (record.get("notes") or "").lower()
     # "FP8-CS (FP8-MX)" names two recipes in one column of the source; the first is the one measured.
     if precision == "fp8" and "mx" in notes.split("(")[0] and "recipe" in notes:
@@ -377,11 +396,11 @@ def _row(record: dict[str, str], where: str) -> Row:
     if peak:
         quoted_fp8 = precision.endswith("fp8")
         hardware = dataclasses.replace(hardware, fp8=peak) if quoted_fp8 else dataclasses.replace(hardware, bf16=peak)
-    gbs, seq, mbs = _number(record, "gbs", where), _number(record, "seq", where), _number(record, "mbs", where)
+    gbs, seq, mbs = count("gbs"), count("seq"), count("mbs")
     assumed = tuple(name for name, value in (("gbs", gbs), ("seq", seq), ("mbs", mbs)) if not value)
     dp = max(1, devices // (tp * cp * pp))
-    micro = int(mbs) if mbs else guess_micro_batch(model, hardware, tp, pp, dp, int(gbs or 0))
-    batch = int(gbs) if gbs else dp * micro * 4 * pp
+    micro = mbs or guess_micro_batch(model, hardware, tp, pp, dp, gbs or 0)
+    batch = gbs or dp * micro * 4 * pp
     text = (record.get("recompute") or "") + " "
     balance = (record.get("force_balance") or "").strip()
     plan = Plan(
@@ -393,7 +412,7 @@ def _row(record: dict[str, str], where: str) -> Row:
         tp_extend_ep="extend-ep" in notes,
         mbs=micro,
         gbs=batch,
-        seq=int(seq) if seq else 4096,
+        seq=seq or 4096,
         precision=precision,
         schedule=_schedule_of(record.get("schedule") or "", pp, vpp),
         recompute=recompute_of(text),

@@ -15,7 +15,7 @@ import numpy as np
 from tenfold.core.console import UserError
 from tenfold.planner import calibration as fitting
 from tenfold.planner import placement
-from tenfold.planner.coefficients import Calibration, attention_unfused, load_calibration, stack_release
+from tenfold.planner.coefficients import Calibration, attention_unfused, load_calibration
 from tenfold.planner.config import Cluster, Model, Plan
 from tenfold.planner.data import Row, read_rows
 from tenfold.planner.operators import hardware_vector, plan_vector, unit_seconds
@@ -89,7 +89,8 @@ def validate(path: str | Path, calibration: Calibration | None = None) -> dict[s
 
     Returns:
         {"groups": statistics by all / family / stack, "kendall_tau": mean over clusters of three rows or more,
-        "rows": each row}.
+        "rows": each row, "cross_validation": the same statistics of the calibration's own rows when their
+        cluster was left out of the fit (None for a calibration without)}.
 
     Raises:
         UserError: a broken file, or no usable row.
@@ -100,7 +101,10 @@ def validate(path: str | Path, calibration: Calibration | None = None) -> dict[s
         raise UserError(f"{path}: no row has both gbs and tokens_per_s_per_device")
     log_error = fitting.predict_rows(rows, calibration.terms)
     width = np.array([calibration.interval(row.hardware, row.model, row.plan) for row in rows])
-    return _report(rows, log_error, width)
+    report = _report(rows, log_error, width)
+    # The calibration's own rows, each by a fit without its cluster: what to expect of models and clusters not in it.
+    report["cross_validation"] = calibration.origin.get("cross_validated")
+    return report
 
 
 def calibrate(
@@ -118,27 +122,20 @@ def calibrate(
         raise UserError(f"{path}: {len(rows)} usable rows, need at least 3 with gbs and tokens_per_s_per_device")
     terms, fitted = fitting.fit(rows, base=base.terms if base else None)
     held_out = fitting.cross_validate(rows) if cross_validation else fitted
-    spread = {}
-    for family in ("dense", "moe"):
-        size = np.abs(held_out[[row.family == family for row in rows]])
-        # Without cross-validation the fit's own errors are too small: widened by the ratio seen on the shipped table.
-        spread[family] = (
-            round(max(0.03, float(np.quantile(size, 0.8)) * (1.0 if cross_validation else 1.8)), 4)
-            if len(size)
-            else 0.25
-        )
-    spread |= {"new_family": 0.15, "new_architecture": 0.2}
+    # Without cross-validation the fit's own errors are too small: widened by the ratio seen on the shipped table.
+    spread = fitting.interval_widths(rows, held_out * (1.0 if cross_validation else 1.8))
+    groups = {name: members for name, members in _groups(rows).items() if not name.startswith("stack")}
+    crossed = None
+    if cross_validation:
+        # A row's interval from the errors of the other clusters, as a run elsewhere gets it from the shipped ones.
+        beside = fitting.held_out_widths(rows, held_out)
+        crossed = {name: error_statistics(held_out[m], beside[m]) for name, m in groups.items()}
     origin = {
         "command": f"tenfold planner calibrate {Path(path).name}" + (" --cross-validation" if cross_validation else ""),
         "rows": len(rows),
-        "families": sorted({stack_release(row.plan.stack)[0] for row in rows}),
-        "architectures": sorted({row.hardware.architecture for row in rows}),
+        **fitting.known_kinds(rows),
         "fitted": error_statistics(fitted),
-        "cross_validated": {
-            name: error_statistics(held_out[m]) for name, m in _groups(rows).items() if not name.startswith("stack")
-        }
-        if cross_validation
-        else None,
+        "cross_validated": crossed,
     }
     if base:
         spread = dict(base.spread)
@@ -147,12 +144,8 @@ def calibrate(
     calibration = Calibration(terms, spread, origin)
     width = np.array([calibration.interval(row.hardware, row.model, row.plan) for row in rows])
     report = _report(rows, fitted, width)
-    if cross_validation:
-        report["cross_validation"] = error_statistics(held_out, width) | {
-            family: error_statistics(held_out[m], width[m])
-            for family, m in _groups(rows).items()
-            if family in ("dense", "moe")
-        }
+    if crossed:
+        report["cross_validation"] = crossed
         report["cross_validation_rows"] = {
             row.identity: float(np.exp(e) - 1) for row, e in zip(rows, held_out, strict=True)
         }

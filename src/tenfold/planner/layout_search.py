@@ -154,6 +154,10 @@ def _simulate_one(task: tuple[Model, Cluster, Plan, Calibration]) -> Estimate | 
         return str(error)
 
 
+def _map(function: Callable[[Any], Any], tasks: list[Any]) -> list[Any]:
+    return [function(task) for task in tasks]
+
+
 def run_tasks(
     function: Callable[[Any], Any], tasks: list[Any], processes: int | None = None, backend: str = "processes"
 ) -> list[Any]:
@@ -170,9 +174,12 @@ def run_tasks(
                 "backend: ray is not installed: pip install 'tenfold[planner]', or use backend processes"
             ) from None
         if not ray.is_initialized():
-            ray.init(ignore_reinit_error=True, logging_level=logging.ERROR)
-        remote = ray.remote(function)
-        return list(ray.get([remote.remote(task) for task in tasks]))
+            # Joins the cluster that RAY_ADDRESS names, else starts one on this machine.
+            ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        remote = ray.remote(_map)
+        size = max(1, len(tasks) // (4 * int(ray.cluster_resources().get("CPU", 1))))
+        parts = ray.get([remote.remote(function, tasks[i : i + size]) for i in range(0, len(tasks), size)])
+        return [answer for part in parts for answer in part]
     if backend != "processes":
         raise UserError(f"backend: unknown {backend!r}: choose processes or ray")
     workers = (

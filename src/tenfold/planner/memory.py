@@ -19,7 +19,8 @@ from tenfold.planner.config import Cluster, Model, Plan
 from tenfold.planner.operators import NATURAL_SPREAD, PlanVector, UnitSeconds, device_skew
 from tenfold.planner.pipeline import Stage, partition
 from tenfold.planner.shapes import ShapeVector, attention_weights, ffn_weights, norm_weights, shape_vector
-from tenfold.planner.simulation import StageTimes, flight_profile
+from tenfold.planner.simulation import StageTimes
+from tenfold.planner.steady import flight_profile
 
 GIB = 2.0**30
 BUCKET = 16 * 2**20  # bytes; resolution of the knapsack
@@ -108,11 +109,11 @@ def recompute_drops(policy: str) -> tuple[str, ...]:
 def activation_bytes(s: ShapeVector, p: PlanVector, policy: str, fp8: Any = 0.0) -> tuple[Any, Any]:
     """Kept bytes of a dense and of a MoE layer under a policy of `RECOMPUTE` (fine-grained before its choice:
     everything)."""
-    items = layer_items(s, p, fp8)
     if policy == "full":
         tokens = p.mbs * p.seq / p.cp
         kept = 2.0 * tokens * s.hidden / np.where(p.sequence_parallel > 0, p.tp, 1.0)
         return kept, kept
+    items = layer_items(s, p, fp8)
     drop = recompute_drops(policy)
     return (
         sum(size for name, size in items["dense"].items() if name not in drop),
@@ -352,20 +353,24 @@ def stage_memory(
     tokens = plan.mbs * plan.seq / plan.cp
     limit = usable_gib(cluster, plan) * GIB
     profile = flight_profile(plan.resolved_schedule(), plan.pp, plan.vpp, plan.microbatches(cluster.devices), times)
-    whole_dense, whole_moe = (float(v) for v in activation_bytes(s, p, "none", fp8))
+    again = plan.recompute in ("full", "moe")  # whole blocks are there once more while their backward runs
+    whole_dense, whole_moe = (float(v) for v in activation_bytes(s, p, "none", fp8)) if again else (0.0, 0.0)
+    # Most stages are alike, and so are most ranks.
+    parameters_of: dict[Stage, tuple[float, float]] = {}
+    size_of: dict[Stage, float] = {}
+    for held in set(stages):
+        parameters_of[held] = stage_parameters(model, held, plan)
+        size = held.dense * dense_act + (held.moe + (held.mtp if model.experts else 0)) * moe_act
+        size_of[held] = size + held.mtp * (dense_act if not model.experts else 0.0)
+    state_of: dict[tuple[float, float], tuple[float, float, float]] = {}
     memories = []
     for rank, (local, flight) in enumerate(profile):
-        dense = expert = 0.0
-        for stage in local:
-            one = stage_parameters(model, stages[stage], plan)
-            dense, expert = dense + one[0], expert + one[1]
-        weights, gradients, optimizer = parameter_state(dense, expert, plan, cluster)
-        sizes = []
-        for stage in local:
-            held = stages[stage]
-            size = held.dense * dense_act + (held.moe + (held.mtp if model.experts else 0)) * moe_act
-            size += held.mtp * (dense_act if not model.experts else 0.0)
-            sizes.append(size)
+        dense = sum(parameters_of[stages[stage]][0] for stage in local)
+        expert = sum(parameters_of[stages[stage]][1] for stage in local)
+        if (dense, expert) not in state_of:
+            state_of[dense, expert] = parameter_state(dense, expert, plan, cluster)
+        weights, gradients, optimizer = state_of[dense, expert]
+        sizes = [size_of[stages[stage]] for stage in local]
         amounts = flight @ np.array(sizes)
         worst = int(amounts.argmax()) if len(amounts) else 0
         activations = float(amounts[worst]) if len(amounts) else 0.0
@@ -374,13 +379,13 @@ def stage_memory(
         working = CONTEXT_GIB * GIB
         if head:
             working += tokens * model.vocab / plan.tp * 8.0
-        if plan.recompute in ("full", "moe"):
+        if again:
             working += max(
                 whole_moe if any(x.moe for x in held_layers) else 0.0,
                 whole_dense if any(x.dense for x in held_layers) else 0.0,
             )
         if plan.fsdp >= 3:
-            layer = max((sum(stage_parameters(model, x, plan)) / max(1, x.layers) for x in held_layers), default=0.0)
+            layer = max((sum(parameters_of[x]) / max(1, x.layers) for x in held_layers), default=0.0)
             working += 2.0 * 2.0 * layer
         static = weights + gradients + optimizer + working
         in_flight = int(flight[worst].sum()) if len(flight) else 0

@@ -48,7 +48,9 @@ def partition(model: Model, plan: Plan, head_weight: float = 1.0, mtp_weight: fl
     extra = [0.0] * plan.pp
     extra[home[parts - 1]] += head_weight + model.mtp * mtp_weight
     extra[home[0]] += 0.1
-    load = [extra[rank] + sum(counts[s] for s in range(parts) if home[s] == rank) for rank in range(plan.pp)]
+    load = list(extra)
+    for stage, rank in enumerate(home[:parts]):
+        load[rank] += counts[stage]
     for _ in range(capacity * parts - model.layers):
         rank = max(
             (r for r in range(plan.pp) if any(counts[s] for s in range(parts) if home[s] == r)),

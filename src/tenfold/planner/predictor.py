@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tenfold.core.console import UserError
-from tenfold.planner import simulation
+from tenfold.planner import simulation, steady
 from tenfold.planner.coefficients import Calibration, attention_unfused, default_stack, load_calibration
 from tenfold.planner.config import Cluster, Model, Plan
 from tenfold.planner.memory import StageMemory, inferred_recompute, stage_memory, usable_gib
@@ -128,7 +128,7 @@ def simulate(model: Model, cluster: Cluster, plan: Plan, calibration: Calibratio
     memory = stage_memory(model, cluster, plan, stages, p, u, per_rank, times)
     if any(rank.extra_seconds for rank in memory):
         times = _with_recompute(times, memory, local)
-    played = simulation.play(plan.schedule, plan.pp, plan.vpp, count, times)
+    played = steady.play(plan.schedule, plan.pp, plan.vpp, count, times)
     pipeline = played.makespan
     whole = (pipeline + float(u.step)) * float(u.factor)
     tokens = plan.gbs * plan.seq
@@ -179,7 +179,7 @@ def stage_weights(model: Model, plan: Plan, u: UnitSeconds) -> tuple[float, floa
     return float(u.head_forward + u.head_backward) / layer, float(mtp) / layer
 
 
-def _with_recompute(times: StageTimes, memory: list[StageMemory], local: list[list[int]]) -> StageTimes:
+def _with_recompute(times: StageTimes, memory: list[StageMemory], local: tuple[tuple[int, ...], ...]) -> StageTimes:
     backward = list(times.backward)
     pair = list(times.pair_backward or times.backward)
     for rank, owned in zip(memory, local, strict=True):

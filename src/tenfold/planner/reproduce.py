@@ -250,9 +250,14 @@ def run(output: Path, rows: Path | None = None) -> dict[str, Any]:
             Table(
                 "cross-validation",
                 "error when the row's cluster (same model and hardware) was left out of the fit, percent",
-                ("rows", "n", "median", "p90", "bias"),
+                ("rows", "n", "median", "p90", "bias", "in 80% interval"),
                 [
-                    [name, g["rows"], *(f"{100 * g[k]:.1f}" for k in ("median", "p90", "bias"))]
+                    [
+                        name,
+                        g["rows"],
+                        *(f"{100 * g[k]:.1f}" for k in ("median", "p90", "bias")),
+                        None if g["covered"] is None else f"{100 * g['covered']:.0f}",
+                    ]
                     for name, g in crossed.items()
                 ],
             )

@@ -1,23 +1,27 @@
 """Event simulation of a pipeline schedule: an action starts when its rank is free and its inputs have arrived.
 
-The order of a schedule is compiled once into a topological list; a run is then one pass over it. Long runs are
-periodic (the recurrence
-is linear in the max-plus algebra), so the time for many micro-batches is extended from two shorter runs.
+The order of a schedule is compiled once into a topological list; a run is then one pass over it, or, where many ranks
+act at once, one array operation for all that can. `steady.py` plays long steps by their repetition.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 
 from tenfold.core.console import UserError
 from tenfold.planner import schedules
-from tenfold.planner.adaptive import adaptive_order
+from tenfold.planner.adaptive import Cycle, adaptive_order
 from tenfold.planner.schedules import Action, Entry
+
+T = TypeVar("T")
+_WIDE = 20  # entries of a mean group from which on arrays are faster than a loop
 
 
 @dataclass(frozen=True)
@@ -57,21 +61,46 @@ class Slice:
         return "+".join(f"{stage}{kind}{mb}" for kind, stage, mb in self.actions)
 
 
-@dataclass(frozen=True)
-class _Compiled:
-    ranks: int
+@dataclass(frozen=True, eq=False)
+class Compiled:
+    """A schedule laid out so that every input of an entry comes before it.
+
+    Attributes:
+        schedule, pp, vpp, microbatches: what was laid out.
+        stages: stages of the pipeline.
+        rank, slot: of every entry [entries]; a slot is a kind (or pair of kinds) of action on its stage.
+        first, second: entries that an entry waits for, -1 for none [entries].
+        first_far, second_far: whether those come from another rank [entries].
+        before: the entry before on the same rank, -1 for none [entries].
+        entries: their actions.
+        slots: kind and stage of the actions of every slot.
+        levels: places where the entries divide into groups that wait only for groups before.
+        waits: per group, indices of what its entries wait for [2 or 3, entries of the group] into the ends followed by
+            a zero, and then the same with a send; empty where groups are too small to gain by arrays.
+        in_flight: chunks held at some moment, every distinct state once, per rank [states, stages on rank].
+        local_stages: stages of every rank.
+        cycle: what the scheduler found to repeat (adaptive only).
+    """
+
+    schedule: str
+    pp: int
+    vpp: int
+    microbatches: int
     stages: int
-    rank: list[int]
-    slot: list[int]
+    rank: np.ndarray
+    slot: np.ndarray
     first: list[int]
     first_far: list[bool]
     second: list[int]
     second_far: list[bool]
+    before: list[int]
     entries: list[Entry]
     slots: list[tuple[tuple[str, int], ...]]
-    in_flight: list[np.ndarray]  # per rank [events, stages on rank]
-    joined: float  # share of the forwards that run in a pair
-    local_stages: list[list[int]]
+    levels: list[int]
+    waits: list[np.ndarray]
+    in_flight: list[np.ndarray]
+    local_stages: tuple[tuple[int, ...], ...]
+    cycle: Cycle | None
 
 
 def _input_of(action: Action, last: set[int], chain_start: set[int]) -> tuple[str, int, int] | None:
@@ -97,7 +126,7 @@ def order_key(times: StageTimes) -> tuple[int, ...]:
     return tuple(round(value / unit) for column in columns for value in column)
 
 
-def compile_schedule(schedule: str, pp: int, vpp: int, microbatches: int, times: StageTimes | None = None) -> _Compiled:
+def compile_schedule(schedule: str, pp: int, vpp: int, microbatches: int, times: StageTimes | None = None) -> Compiled:
     """Lay a schedule's entries in an order in which every input comes first.
 
     Args:
@@ -115,11 +144,12 @@ def compile_schedule(schedule: str, pp: int, vpp: int, microbatches: int, times:
     return _compile(schedule, pp, vpp, microbatches, times.order_key or order_key(times))
 
 
-@lru_cache(maxsize=256)
-def _compile(schedule: str, pp: int, vpp: int, microbatches: int, key: tuple[int, ...]) -> _Compiled:
+@lru_cache(maxsize=64)
+def _compile(schedule: str, pp: int, vpp: int, microbatches: int, key: tuple[int, ...]) -> Compiled:
+    cycle = None
     if schedule == "adaptive":
         forward, backward, weight, pair_f, pair_b = (key[i * pp * vpp : (i + 1) * pp * vpp] for i in range(5))
-        order = adaptive_order(pp, vpp, microbatches, forward, backward, weight, pair_f, pair_b, key[-1])
+        order, cycle = adaptive_order(pp, vpp, microbatches, forward, backward, weight, pair_f, pair_b, key[-1])
     else:
         order = schedules.generate(schedule, pp, vpp, microbatches)
     home = schedules.placement(schedule, pp, vpp)
@@ -133,6 +163,9 @@ def _compile(schedule: str, pp: int, vpp: int, microbatches: int, key: tuple[int
     first_far: list[bool] = []
     seconds: list[int] = []
     second_far: list[bool] = []
+    before: list[int] = []
+    level: list[int] = []
+    latest = [-1] * len(order)
     entries: list[Entry] = []
     slots: dict[tuple[tuple[str, int], ...], int] = {}
     cursor = [0] * len(order)
@@ -166,6 +199,9 @@ def _compile(schedule: str, pp: int, vpp: int, microbatches: int, key: tuple[int
             first_far.append(one[1])
             seconds.append(two[0])
             second_far.append(two[1])
+            before.append(latest[rank])
+            latest[rank] = index
+            level.append(1 + max((level[i] for i in (before[-1], one[0], two[0]) if i >= 0), default=-1))
             for kind, stage, mb in entry:
                 if kind == "W":
                     continue
@@ -179,7 +215,7 @@ def _compile(schedule: str, pp: int, vpp: int, microbatches: int, key: tuple[int
             f"schedule: {schedule} with pp {pp}, vpp {vpp}, {microbatches} micro-batches waits for itself on "
             f"rank {stuck[0]}"
         )
-    local = [[stage for stage in range(stages) if home[stage] == rank] for rank in range(len(order))]
+    local = local_stages(schedule, pp, vpp)
     flights = []
     for rank, line in enumerate(order):
         where = {stage: i for i, stage in enumerate(local[rank])}
@@ -195,27 +231,58 @@ def _compile(schedule: str, pp: int, vpp: int, microbatches: int, key: tuple[int
                 if kind in "BW":
                     release[where[stage]] -= 1
             steps.append(release)
-        flights.append(np.cumsum(np.array(steps or [[0] * len(local[rank])], dtype=np.int32), axis=0))
-    forwards = sum(1 for entry in entries for action in entry if action[0] == "F")
-    joined = sum(len(entry) == 2 for entry in entries) / max(1, forwards)
-    return _Compiled(
-        len(order),
-        stages,
-        rank_of,
-        slot_of,
-        firsts,
-        first_far,
-        seconds,
-        second_far,
-        entries,
-        list(slots),
-        flights,
-        joined,
-        local,
+        held = np.cumsum(np.array(steps or [[0] * len(local[rank])], dtype=np.int32), axis=0)
+        # What is held comes back again and again; each state once is enough, in the order of its first time.
+        flights.append(held[np.sort(np.unique(held, axis=0, return_index=True)[1])])
+    # Level by level: the same order for the loop, and groups for the arrays.
+    by_level = np.argsort(level, kind="stable")
+    place = np.empty(len(entries) + 1, dtype=np.int64)
+    place[by_level], place[-1] = np.arange(len(entries)), -1
+
+    def moved(sources: list[int]) -> list[int]:
+        return [int(i) for i in place[np.array(sources, dtype=np.int64)[by_level]]]
+
+    def sorted_by_level(values: list[T]) -> list[T]:
+        return [values[i] for i in by_level]
+
+    compiled = Compiled(
+        schedule=schedule,
+        pp=pp,
+        vpp=vpp,
+        microbatches=microbatches,
+        stages=stages,
+        rank=np.array(rank_of)[by_level],
+        slot=np.array(slot_of)[by_level],
+        first=moved(firsts),
+        first_far=sorted_by_level(first_far),
+        second=moved(seconds),
+        second_far=sorted_by_level(second_far),
+        before=moved(before),
+        entries=sorted_by_level(entries),
+        slots=list(slots),
+        levels=np.searchsorted(np.sort(level), np.arange(max(level, default=-1) + 2)).tolist(),
+        waits=[],
+        in_flight=flights,
+        local_stages=local,
+        cycle=cycle,
     )
+    return replace(compiled, waits=_waits(compiled))
 
 
-def _slot_seconds(compiled: _Compiled, times: StageTimes) -> list[float]:
+def _waits(compiled: Compiled) -> list[np.ndarray]:
+    count, edges = len(compiled.entries), compiled.levels
+    if count < _WIDE * len(edges):
+        return []
+    columns = [np.array(compiled.before)]
+    for source, far in ((compiled.first, compiled.first_far), (compiled.second, compiled.second_far)):
+        if max(source) >= 0:
+            columns.append(np.array(source) + np.where(far, count + 1, 0))
+    table = np.stack([np.where(column < 0, count, column) for column in columns])
+    return [np.ascontiguousarray(table[:, one:two]) for one, two in itertools.pairwise(edges)]
+
+
+def seconds_of_entries(compiled: Compiled, times: StageTimes) -> np.ndarray:
+    """Seconds of every entry [entries]."""
     forward, backward, weight = times.forward, times.backward, times.weight
     seconds = []
     for slot in compiled.slots:
@@ -231,26 +298,25 @@ def _slot_seconds(compiled: _Compiled, times: StageTimes) -> list[float]:
             seconds.append(backward[stage])
         else:
             seconds.append(weight[stage] if kind == "W" else backward[stage] - weight[stage])
-    return seconds
+    return np.array(seconds, dtype=float)[compiled.slot]
 
 
-def _run(compiled: _Compiled, times: StageTimes) -> tuple[list[float], list[float]]:
-    """End of every entry and busy seconds of every rank."""
-    seconds = _slot_seconds(compiled, times)
-    send = times.send
-    free = [0.0] * compiled.ranks
-    busy = [0.0] * compiled.ranks
+def run(compiled: Compiled, seconds: np.ndarray, send: float) -> np.ndarray:
+    """End of every entry [entries], from their seconds and those of a send."""
+    if compiled.waits:
+        return _run_by_levels(compiled, seconds, send)
+    free = [0.0] * compiled.pp
     end = [0.0] * (len(compiled.entries) + 1)  # the last element stands for "no input"
     columns = zip(
-        compiled.rank,
-        compiled.slot,
+        compiled.rank.tolist(),
+        seconds.tolist(),
         compiled.first,
         compiled.first_far,
         compiled.second,
         compiled.second_far,
         strict=True,
     )
-    for index, (rank, slot, first, far, second, second_far) in enumerate(columns):
+    for index, (rank, length, first, far, second, second_far) in enumerate(columns):
         start = free[rank]
         arrival = end[first] + send if far else end[first]
         if arrival > start:
@@ -259,113 +325,35 @@ def _run(compiled: _Compiled, times: StageTimes) -> tuple[list[float], list[floa
             arrival = end[second] + send if second_far else end[second]
             if arrival > start:
                 start = arrival
-        length = seconds[slot]
-        busy[rank] += length
         free[rank] = end[index] = start + length
-    return end[:-1], busy
+    return np.array(end[:-1])
 
 
-def _runs(schedule: str, pp: int, vpp: int, microbatches: int) -> list[tuple[int, float]]:
-    """The runs whose makespans, weighed, give that of `microbatches`: long runs are extended from two shorter ones, a
-    period apart, because the steady state repeats."""
-    # With one chunk a rank, every micro-batch repeats the one before; with several, every round of pp.
-    single = schedule in ("1f1b", "zb-h1")
-    period = max(1, pp // 2) if single else (2 * pp if schedule == "dualpipe" else pp)
-    warm = 4 * pp if single else 5 * period
-    if schedule == "adaptive":
-        # A chosen order repeats only nearly: its pace is measured over several rounds.
-        period *= 4
-    if microbatches <= warm + 2 * period or microbatches * vpp < 64:
-        return [(microbatches, 1.0)]
-    short = warm + (microbatches - warm) % period
-    rest = (microbatches - short - period) / period
-    return [(short, -rest), (short + period, 1.0 + rest)]
-
-
-@dataclass(frozen=True)
-class Played:
-    """A step played through: seconds from the first action to the last, busy seconds of every rank, and the share of
-    the forwards that run joined with a backward."""
-
-    makespan: float
-    busy: list[float]
-    joined: float
-
-
-def play(schedule: str, pp: int, vpp: int, microbatches: int, times: StageTimes) -> Played:
-    """Play a step; long ones are extended from two shorter runs."""
-    whole, busy, joined = 0.0, [0.0] * pp, 0.0
-    for count, share in _runs(schedule, pp, vpp, microbatches):
-        compiled = compile_schedule(schedule, pp, vpp, count, times)
-        end, worked = _run(compiled, times)
-        whole += share * max(end)
-        busy = [one + share * two for one, two in zip(busy, worked, strict=True)]
-        joined = compiled.joined
-    return Played(whole, busy, joined)
-
-
-def makespan(schedule: str, pp: int, vpp: int, microbatches: int, times: StageTimes) -> float:
-    """Seconds from the first action to the last."""
-    return play(schedule, pp, vpp, microbatches, times).makespan
-
-
-@dataclass(frozen=True)
-class Slopes:
-    """How often every stage's seconds lie on the critical path: derivatives of the makespan, with the fields of
-    `StageTimes` [stages]."""
-
-    forward: np.ndarray
-    backward: np.ndarray
-    weight: np.ndarray
-    send: float
-    pair_forward: np.ndarray
-    pair_backward: np.ndarray
-
-
-def makespan_slopes(schedule: str, pp: int, vpp: int, microbatches: int, times: StageTimes) -> Slopes:
-    """Derivatives of `makespan` at fixed order: the makespan is the sum of what lies on its critical path."""
-    columns = {name: np.zeros(len(times.forward)) for name in ("F", "B", "W", "PF", "PB")}
-    sends = 0.0
-    for count, share in _runs(schedule, pp, vpp, microbatches):
-        compiled = compile_schedule(schedule, pp, vpp, count, times)
-        seconds = _slot_seconds(compiled, times)
-        end, _ = _run(compiled, times)
-        before = [-1] * len(end)  # the entry before on the same rank
-        latest = [-1] * compiled.ranks
-        for index, rank in enumerate(compiled.rank):
-            before[index], latest[rank] = latest[rank], index
-        index = max(range(len(end)), key=end.__getitem__)
-        while index >= 0:
-            slot = compiled.slots[compiled.slot[index]]
-            if len(slot) == 2:
-                columns["PF"][slot[0][1]] += share
-                columns["PB"][slot[1][1]] += share
-            else:
-                kind, stage = slot[0]
-                columns["B" if kind == "I" else kind][stage] += share
-                if kind == "I":
-                    columns["W"][stage] -= share
-            start = end[index] - seconds[compiled.slot[index]]
-            sources = [(end[before[index]] if before[index] >= 0 else 0.0, before[index], 0.0)]
-            for source, far in (
-                (compiled.first[index], compiled.first_far[index]),
-                (compiled.second[index], compiled.second_far[index]),
-            ):
-                if source >= 0:
-                    sources.append((end[source] + (times.send if far else 0.0), source, 1.0 if far else 0.0))
-            _, index, sent = min(sources, key=lambda one: abs(one[0] - start))
-            sends += sent * share
-    return Slopes(columns["F"], columns["B"], columns["W"], sends, columns["PF"], columns["PB"])
+def _run_by_levels(compiled: Compiled, seconds: np.ndarray, send: float) -> np.ndarray:
+    count = len(seconds)
+    both = np.zeros(2 * (count + 1))
+    end, sent = both[: count + 1], both[count + 1 :]
+    for waits, one, two in zip(compiled.waits, compiled.levels, compiled.levels[1:], strict=False):
+        arrived = both.take(waits)
+        stop = end[one:two]
+        np.maximum(arrived[0], arrived[1], out=stop)
+        if len(arrived) > 2:
+            np.maximum(stop, arrived[2], out=stop)
+        stop += seconds[one:two]
+        np.add(stop, send, out=sent[one:two])
+    return end[:-1]
 
 
 def timeline(schedule: str, pp: int, vpp: int, microbatches: int, times: StageTimes) -> list[Slice]:
     """Every action with its start and end, sorted by rank and start."""
     compiled = compile_schedule(schedule, pp, vpp, microbatches, times)
-    seconds = _slot_seconds(compiled, times)
-    end, _ = _run(compiled, times)
+    seconds = seconds_of_entries(compiled, times)
+    end = run(compiled, seconds, times.send)
     bars = [
-        Slice(rank, stop - seconds[slot], stop, entry)
-        for rank, slot, stop, entry in zip(compiled.rank, compiled.slot, end, compiled.entries, strict=True)
+        Slice(rank, stop - length, stop, entry)
+        for rank, length, stop, entry in zip(
+            compiled.rank.tolist(), seconds.tolist(), end.tolist(), compiled.entries, strict=True
+        )
     ]
     return sorted(bars, key=lambda bar: (bar.rank, bar.start))
 
@@ -376,28 +364,17 @@ def peak_in_flight(schedule: str, pp: int, vpp: int, microbatches: int, times: S
     return [int(flight.sum(axis=1).max()) for flight in compiled.in_flight]
 
 
-def flight_profile(
-    schedule: str, pp: int, vpp: int, microbatches: int, times: StageTimes | None = None
-) -> list[tuple[list[int], np.ndarray]]:
-    """Per rank: its stages, and the chunk activations of each that are held after every event [events, stages]."""
-    if schedule == "adaptive":
-        # The run that the makespan compiles as well.
-        microbatches = _runs(schedule, pp, vpp, microbatches)[-1][0]
-    # Every other schedule has filled up after three rounds of pp.
-    cap = 3 * pp + microbatches % pp
-    if schedule not in ("gpipe", "adaptive") and microbatches > cap:
-        microbatches = cap + (cap % 2 if schedule == "dualpipe" else 0)
-        microbatches = max(microbatches, 2 * pp)
-    compiled = compile_schedule(schedule, pp, vpp, microbatches, times)
-    return [(compiled.local_stages[rank], compiled.in_flight[rank]) for rank in range(compiled.ranks)]
-
-
-def local_stages(schedule: str, pp: int, vpp: int) -> list[list[int]]:
+@lru_cache(maxsize=1024)
+def local_stages(schedule: str, pp: int, vpp: int) -> tuple[tuple[int, ...], ...]:
     """Stages of every rank."""
-    home = schedules.placement(schedule, pp, vpp)
-    return [[stage for stage, rank in enumerate(home) if rank == mine] for mine in range(pp)]
+    mine: list[list[int]] = [[] for _ in range(pp)]
+    for stage, rank in enumerate(schedules.placement(schedule, pp, vpp)):
+        mine[rank].append(stage)
+    return tuple(map(tuple, mine))
 
 
 def busy_seconds(schedule: str, pp: int, vpp: int, microbatches: int, times: StageTimes) -> list[float]:
     """Seconds that every rank works."""
-    return _run(compile_schedule(schedule, pp, vpp, microbatches, times), times)[1]
+    compiled = compile_schedule(schedule, pp, vpp, microbatches, times)
+    worked: list[float] = np.bincount(compiled.rank, seconds_of_entries(compiled, times), pp).tolist()
+    return worked

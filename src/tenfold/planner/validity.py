@@ -149,7 +149,7 @@ def check_plan(model: Model, cluster: Cluster, plan: Plan) -> Plan:
         raise UserError(
             f"gbs: {plan.gbs} makes {count} micro-batches of a pipeline: raise mbs or dp (at most {1 << 16})"
         )
-    if count * parts > 1 << 19 and plan.schedule in ("gpipe", "zb-v", "dualpipev"):
+    if count * parts > 1 << 19 and plan.schedule in ("gpipe", "zb-v", "dualpipev", "adaptive"):
         raise UserError(
             f"gbs: {count} micro-batches on {parts} stages are too many for schedule {plan.schedule!r}: raise "
             f"mbs, or use interleaved"
