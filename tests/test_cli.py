@@ -274,6 +274,11 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     assert b"Traceback" not in err
 
 
+def test_a_closed_standard_error_puts_nothing_on_standard_output(tmp_path: Path) -> None:
+    done = subprocess.run(f"'{sys.executable}' -m tenfold nowhere 2>&-", shell=True, cwd=tmp_path, capture_output=True)
+    assert (done.returncode, done.stdout) == (2, b"")
+
+
 def test_a_closed_standard_output_is_no_error(tmp_path: Path) -> None:
     done = subprocess.run(f"'{sys.executable}' -m tenfold models >&-", shell=True, cwd=tmp_path, capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")

@@ -17,34 +17,7 @@ from tenfold.core.console import PartialFailure, UserError
 from tenfold.core.report import Figure, Station
 from tenfold.tour import run_tour
 
-TOUR_SCHEMA = {
-    "type": "object",
-    "additionalProperties": False,
-    "required": ["status", "path", "seconds", "stations"],
-    "properties": {
-        "status": {"enum": ["ok", "partial"]},
-        "path": {"type": "string"},
-        "seconds": {"type": "number", "minimum": 0},
-        "stations": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "additionalProperties": False,
-                "required": ["room", "status", "seconds", "error", "figures"],
-                "properties": {
-                    "room": {"type": "string"},
-                    "status": {"enum": ["ok", "failed"]},
-                    "seconds": {"type": "number", "minimum": 0},
-                    "error": {"type": ["string", "null"]},
-                    "figures": {
-                        "type": "array",
-                        "items": {"type": "object", "required": ["label", "value", "unit", "detail"]},
-                    },
-                },
-            },
-        },
-    },
-}
+TOUR_SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "schemas" / "tour.json").read_text())
 
 
 def good(workdir: Path) -> Station:

@@ -27,6 +27,7 @@ from tenfold import __version__
 from tenfold.core import console
 from tenfold.core.config import near
 from tenfold.core.console import PartialFailure, UserError
+from tenfold.core.devices import wait_asleep
 
 Verb = Callable[..., object]
 
@@ -35,6 +36,7 @@ ROOMS: dict[str, str] = {
     "superres": "HiT-SR: enlarge images and video (hierarchical transformer super-resolution)",
     "llm": "Pangu Ultra: pre-train and run deep dense language models (depth-scaled sandwich norm)",
     "planner": "Pangu Ultra MoE: simulate and search training layouts of large models",
+    "agent": "DeepDiver: an agent that searches, doubts, verifies and cites, over local documents or the web",
 }
 
 # Verbs of the house: name -> (one line about it, where its function is).
@@ -69,12 +71,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None takes those of the process.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if sys.stdout is None:  # the shell closed it: `>&-`
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+    # What the shell closed (`>&-`, `2>&-`) is None here; a message for one stream must not appear on the other.
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # File names may hold bytes that are no text; they must not stop a message from being printed.
             stream.reconfigure(errors="backslashreplace")
+    wait_asleep()
     with _terminate_as_exception():
         return _run_safely(arguments)
 
@@ -340,6 +344,10 @@ def parse(prog: str, verb: Verb, arguments: Sequence[str]) -> Call:
     raise UserError(f"{_one_line(complaint.getvalue())} ({prog} --help lists the arguments)")
 
 
+def _choices(listed: re.Match[str]) -> str:
+    return ", ".join(sorted(set(re.findall(r"'([^']*)'", listed[0])) - {"None"}))
+
+
 def _one_line(complaint: str) -> str:
     """The essence of tyro's framed, many-line complaint: its first part, and the options that it thinks were meant."""
     parts: list[list[str]] = [[]]
@@ -354,6 +362,8 @@ def _one_line(complaint: str) -> str:
     if parts[0] and parts[0][0].startswith("Missing from"):
         return f"missing: {', '.join(listed[0])}"
     message = " ".join(line.strip() for line in parts[0] or [complaint]).rstrip(".")
+    # tyro names the choices in any order, and None, which nobody types, among them.
+    message = re.sub(r"\((?:'[^']*',? ?)+\)", _choices, message)
     meant = [
         name.split()[0].rstrip(",")
         for part, names in zip(parts[1:], listed[1:], strict=True)

@@ -107,3 +107,15 @@ def test_what_is_json_already_is_left_as_it_is(value: object) -> None:
 def test_errors_carry_their_exit_status() -> None:
     failure = console.PartialFailure("two of three", {"done": 1})
     assert (console.UserError.exit_status, failure.exit_status, failure.result) == (2, 1, {"done": 1})
+
+
+def test_names_with_brackets_and_colons_are_shown_as_they_are(capsys):
+    console.table(("image [bold]",), [("br[a]ck[red]et :smile:.png",), ("[/closed].png",)], title="in [/x]/")
+    shown = capsys.readouterr().out
+    for text in ("image [bold]", "br[a]ck[red]et :smile:.png", "[/closed].png", "in [/x]/"):
+        assert text in shown
+
+
+def test_a_warning_is_one_line_whatever_the_file_is_called(capsys):
+    console.warn("new\nline.png: damaged")
+    assert capsys.readouterr().err == "warning: new line.png: damaged\n"

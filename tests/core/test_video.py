@@ -242,3 +242,15 @@ def test_a_full_disk_is_reported_and_leaves_no_file(tmp_path):
 def test_all_codecs_are_in_this_build():
     for encoder, _ in CODECS.values():
         assert encoder in av.codecs_available
+
+
+def test_a_film_without_an_index_that_was_cut_short_gets_a_warning(tmp_path, capsys):
+    path = tmp_path / "film.mkv"
+    with VideoWriter(path, 10, (64, 48)) as writer:
+        for seed in range(40):
+            writer.write(np.random.default_rng(seed).integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    assert len(list(VideoReader(path))) == 40
+    assert capsys.readouterr().err == ""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert 0 < len(list(VideoReader(path))) < 30
+    assert "may be truncated" in capsys.readouterr().err

@@ -9,9 +9,12 @@ import pytest
 
 from tenfold.core.console import UserError
 from tenfold.planner import Cluster, Model, Plan, layout_search, search, simulate
-from tenfold.planner.calibration import load_calibration
-from tenfold.planner.layout_search import closed_form_score, run_tasks, shape_candidates, space_for
+from tenfold.planner.coefficients import load_calibration
+from tenfold.planner.config import RECOMPUTE
+from tenfold.planner.layout_search import run_tasks
 from tenfold.planner.reproduce import PUBLISHED
+from tenfold.planner.scoring import closed_form_score, grid, meaningless, narrow_space, score, space_for
+from tenfold.planner.shape_search import search_shapes, shape_candidates
 from tenfold.planner.shapes import parameters
 
 SMALL = Plan(gbs=128, seq=8192)
@@ -96,14 +99,14 @@ def test_nothing_fits_is_said_with_the_nearest_plan() -> None:
 def test_scoring_is_fast_enough() -> None:
     model, cluster = Model.preset("pangu-ultra-moe"), Cluster.preset("ascend-800t-a2", 6144)
     grids = []
-    for grid in layout_search._grid(space_for(model, cluster, PUBLISHED)):
-        keep = ~layout_search._meaningless(grid, model)
-        grids.append({name: column[keep] for name, column in grid.items()})
+    for part in grid(space_for(model, cluster, PUBLISHED)):
+        keep = ~meaningless(part, model, True)
+        grids.append({name: column[keep] for name, column in part.items()})
     columns = {name: np.concatenate([g[name] for g in grids])[: 1 << 16] for name in grids[0]}
     calibration = load_calibration()
     plan = PUBLISHED.replace(stack="mindspeed-2025")
     start = time.process_time()
-    answer = layout_search.score(model, cluster, plan, columns, calibration)
+    answer = score(model, cluster, plan, columns, calibration)
     assert len(answer["tokens"]) / (time.process_time() - start) >= 20_000
 
 
@@ -120,8 +123,8 @@ def test_shape_search_ranks_depths_by_how_they_fill_the_stages() -> None:
     model, cluster = Model.preset("llama3-8b"), Cluster.preset("h100", 64)
     shapes = shape_candidates(model, hidden=[4096], layers=[32, 33])
     plan = Plan(gbs=128, seq=8192)
-    space = layout_search.narrow_space(model, cluster, plan)
-    best = layout_search.search_shapes(shapes, cluster, plan, space=space, processes=1)
+    space = narrow_space(model, cluster, plan)
+    best = search_shapes(shapes, cluster, plan, space=space, processes=1)
     assert {c.model.layers for c in best} == {32, 33}
     assert all(c.estimate.fits for c in best)
 
@@ -138,3 +141,46 @@ def test_tasks_give_the_same_in_one_process_and_in_two() -> None:
 def test_an_unknown_backend_is_refused() -> None:
     with pytest.raises(UserError, match="backend: unknown 'mpi'"):
         run_tasks(_square, [1], backend="mpi")
+
+
+def test_the_published_layout_is_within_the_best_twentieth() -> None:
+    model, cluster = Model.preset("pangu-ultra-moe"), Cluster.preset("ascend-800t-a2", 6144)
+    own = simulate(model, cluster, PUBLISHED)
+    assert own.fits and own.memory_limit_gib <= 64
+    found = search(model, cluster, PUBLISHED, simulate_best=1, processes=1)
+    place, drawn = layout_search.simulated_place(found, own.tokens_per_s_per_device, sample=60, processes=1)
+    assert drawn > 45
+    assert place <= 0.05
+    assert found.rank_of(closed_form_score(model, cluster, PUBLISHED)) <= 0.08  # the closed form is coarser
+
+
+def test_a_plan_that_needs_no_recomputation_is_listed_once(found: layout_search.SearchResult) -> None:
+    columns, plan = found._columns, found._context["plan"]
+    fine = RECOMPUTE.index("fine-grained")
+    chosen = np.flatnonzero((columns["code"] == 0) & (columns["recompute"] == fine))
+    assert len(chosen)
+    # Each would not fit without its recomputation, by the form that chose it.
+    bare = {name: columns[name][chosen].astype(float) for name in grid_columns(columns)}
+    bare["recompute"] = np.full(len(chosen), float(RECOMPUTE.index("none")))
+    bare["swap"] = np.zeros(len(chosen))
+    answer = score(found._context["model"], found._context["cluster"], plan, bare, found._context["calibration"])
+    assert (answer["code"] == 7).all()
+
+
+def grid_columns(columns: dict[str, np.ndarray]) -> list[str]:
+    return [name for name in columns if name not in ("tokens", "code", "memory", "closed")]
+
+
+def test_a_sweep_on_ray_gives_the_same_plans() -> None:
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", ignore_reinit_error=True)
+    try:
+        model, cluster = Model.preset("llama3-8b"), Cluster.preset("h100", 32)
+        one, two = (
+            search(model, cluster, SMALL, top=3, simulate_best=6, processes=1, backend=backend)
+            for backend in ("processes", "ray")
+        )
+    finally:
+        ray.shutdown()
+    assert [e.plan for e in one.best] == [e.plan for e in two.best]
+    assert [e.step_seconds for e in one.best] == [e.step_seconds for e in two.best]

@@ -69,6 +69,9 @@ def test_a_path_that_stands_for_nothing_is_refused(folder, path, words):
 def test_nothing_at_all_is_refused(tmp_path):
     with pytest.raises(UserError, match="at least one"):
         find_sources([], tmp_path)
+    with pytest.raises(UserError, match="empty name"):
+        find_sources([""], tmp_path)  # an empty variable of a shell does not stand for the present folder
+    assert run([], work, "test", skip_existing=False).files == ()
 
 
 def test_beside_its_source_a_result_gets_the_tag_and_is_no_source_of_the_next_run(tmp_path):
@@ -79,6 +82,22 @@ def test_beside_its_source_a_result_gets_the_tag_and_is_no_source_of_the_next_ru
         ("a.png", "a-x2.png"),
         ("b-x2.png", "b-x2-x2.png"),  # there is no b.png, so this is a picture of that name
     ]
+
+
+def test_results_of_colliding_names_beside_their_sources_are_no_sources_of_the_next_run(tmp_path):
+    for name in ("a.png", "a.jpg"):
+        (tmp_path / name).touch()
+    for _ in range(2):
+        jobs = plan(find_sources([tmp_path], tmp_path), tmp_path, png, "-x2")
+        assert [job.target.name for job in jobs] == ["a_jpg-x2.png", "a_png-x2.png"]
+        for job in jobs:
+            job.target.touch()
+
+
+def test_without_a_tag_nothing_is_taken_for_an_earlier_result(tmp_path):
+    (tmp_path / "a.png").touch()
+    jobs = plan(find_sources([tmp_path], tmp_path), tmp_path, lambda source: "x2.png", "")
+    assert [job.target.name for job in jobs] == ["ax2.png"]
 
 
 def test_names_that_would_collide_are_told_apart(tmp_path):
@@ -109,6 +128,23 @@ def test_a_single_input_may_be_given_an_output_file(tmp_path):
     assert job.target == tmp_path / "large.webp"
     with pytest.raises(UserError, match="one file"):
         plan([Source(tmp_path / "a.png"), Source(tmp_path / "b.png")], tmp_path / "large.webp", png, "-x2")
+
+
+@pytest.mark.parametrize(
+    ("source", "output", "words"),
+    [
+        ("a.png", "a.gif", "a picture is not written as .gif; use .jpeg, .jpg, .png"),
+        ("a.png", "a.mp4", "a picture is not written as .mp4"),
+        ("a.mp4", "a.png", "a film is not written as .png; use .mkv, .mov, .mp4, .webm"),
+        ("a.mp4", "a.avi", "a film is not written as .avi"),
+    ],
+)
+def test_an_output_file_of_another_kind_is_refused(tmp_path, source, output, words):
+    with pytest.raises(UserError, match=words):
+        plan([Source(tmp_path / source)], tmp_path / output, png, "-x2")
+    (tmp_path / output).mkdir()
+    (job,) = plan([Source(tmp_path / source)], tmp_path / output, png, "-x2")
+    assert job.target.parent == tmp_path / output, "a folder may have any name"
 
 
 def test_shards_are_disjoint_and_complete():

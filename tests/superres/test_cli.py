@@ -30,6 +30,7 @@ from tenfold.superres.cli import parse_bytes, parse_size, parse_tile
 from tenfold.superres.evaluation import make_low_res
 
 PARITY = Path(__file__).parents[1] / "data" / "superres" / "parity"
+SCHEMAS = Path(__file__).parents[2] / "docs" / "schemas"
 X2 = str(PARITY / "tiny_srf_x2.state.safetensors")
 X3 = str(PARITY / "tiny_sir_x3.state.safetensors")
 
@@ -76,35 +77,42 @@ def test_a_picture_is_enlarged_into_the_output_folder(run, folder, tmp_path):
     np.testing.assert_array_equal(np.array(Image.open(tmp_path / "out" / "a.png")), expected)
 
 
+def follows_schema(text, name):
+    """The object that a verb printed, checked against the schema that the documents promise."""
+    found = json.loads(text)
+    jsonschema.validate(found, json.loads((SCHEMAS / f"{name}.json").read_text()))
+    return found
+
+
 def test_json_has_one_entry_for_each_file(run, folder, tmp_path):
+    (folder / "d.png").write_bytes(b"no picture")
     status, out, _ = run("upscale", folder, "-o", tmp_path / "out", "--model", X2, "--json")
-    assert status == 0
-    outcome = {
-        "type": "object",
-        "required": ["width", "height", "seconds", "method"],
-        "properties": {"width": {"const": 24}, "height": {"const": 16}, "seconds": {"type": "number", "minimum": 0}},
-    }
-    entry = {
-        "type": "object",
-        "required": ["source", "target", "status", "outcome", "error"],
-        "properties": {
-            "status": {"enum": ["done", "skipped", "failed"]},
-            "outcome": outcome,
-            "error": {"type": "null"},
-        },
-    }
-    schema = {
-        "type": "object",
-        "required": ["files", "done", "skipped", "failed"],
-        "properties": {
-            "files": {"type": "array", "minItems": 3, "maxItems": 3, "items": entry},
-            "done": {"const": 3},
-            "skipped": {"const": 0},
-            "failed": {"const": 0},
-        },
-        "additionalProperties": False,
-    }
-    jsonschema.validate(json.loads(out), schema)
+    assert status == 1
+    found = follows_schema(out, "superres-batch")
+    assert [(item["status"], item["error"] is None) for item in found["files"]] == [("done", True)] * 3 + [
+        ("failed", False)
+    ]
+    assert [(item["outcome"]["width"], item["outcome"]["height"]) for item in found["files"][:3]] == [(24, 16)] * 3
+    assert (found["done"], found["skipped"], found["failed"]) == (3, 0, 1)
+
+
+def test_the_json_of_every_quick_verb_follows_its_schema(run, folder, tmp_path):
+    for arguments, schema in (
+        (("downscale", folder, "-o", tmp_path / "low", "--scale", "2", "4"), "superres-batch"),
+        (("evaluate", large(tmp_path), "--model", X2), "superres-evaluate"),
+        (("evaluate", large(tmp_path), "--super-res", large(tmp_path), "--scale", "2"), "superres-evaluate"),
+        (("inspect", X2), "superres-inspect"),
+    ):
+        status, out, err = run(*arguments, "--json")
+        assert status == 0, err
+        follows_schema(out, schema)
+
+
+def large(tmp_path):
+    """A folder with a picture that is large enough to be scored."""
+    (tmp_path / "large").mkdir(exist_ok=True)
+    Image.fromarray(picture(32, 32)).save(tmp_path / "large" / "a.png")
+    return tmp_path / "large"
 
 
 def save_palette(path):
@@ -317,6 +325,26 @@ def test_an_output_that_cannot_be_a_folder_is_one_line(run, folder, tmp_path):
     assert "cannot write" in err
 
 
+def test_an_output_that_is_a_circle_of_links_is_one_line(run, folder, tmp_path):
+    (tmp_path / "circle").symlink_to("circle")
+    for output in ("circle", "circle/a.png"):
+        status, _, err = run("upscale", folder / "a.png", "-o", tmp_path / output, "--model", X2)
+        assert (status, err.count("\n")) == (2, 1)
+        assert "cannot write" in err
+
+
+def test_a_complaint_about_pixels_names_their_file(run, folder, tmp_path):
+    for seed, name in enumerate(("x.tif", "y.tif")):
+        (folder / name).write_bytes(images.encode(Picture(np.full((8, 12), 7.0 + seed, np.float32)), "tiff"))
+    status, _, err = run("upscale", folder, "-o", tmp_path / "out", "--model", X2)
+    assert status == 1
+    assert f"warning: {folder / 'x.tif'}: float pixels must lie in [0, 1]" in err
+    assert f"warning: {folder / 'y.tif'}: float pixels must lie in [0, 1]" in err
+    status, _, err = run("evaluate", folder, "--model", "bicubic")
+    assert status == 2
+    assert f"{folder / 'a.png'}: SSIM needs at least 11x11 pixels" in err
+
+
 def test_a_read_only_place_is_one_line(run, folder):
     # /proc takes no new folders from anyone, root included.
     status, _, err = run("upscale", folder, "-o", "/proc/tenfold", "--model", X2)
@@ -380,7 +408,10 @@ def test_what_cannot_be_done_is_one_line_and_status_2(run, tmp_path, name, conte
         (["--model", X2, "--tile", "huge"], "auto, none, strips"),
         (["--model", X2, "--memory", "lots"], "4GB"),
         (["--model", X2, "--shard", "3/2"], "i/n"),
-        (["--model", X2, "--quality", "0", "--format", "jpg"], "quality"),
+        (["--model", X2, "--quality", "0"], "quality must be between 1 and 100"),
+        (["--model", ""], "no weights"),
+        (["--model", X2, "--scale", "5"], "--scale'. Expected one of 2, 3, 4 ("),
+        (["--model", X2, "--memory", "1KB"], "result takes 0.005 MB and 0.001 MB are allowed"),
         (["--model", "no-such-model"], "no-such-model"),
         (["--model", X2, "--format", "gif"], "gif"),
     ],

@@ -229,3 +229,9 @@ def test_a_folder_without_images_is_refused(tmp_path):
         PatchPairs(tmp_path, scale=2)
     with pytest.raises(UserError, match="no such folder"):
         PatchPairs(tmp_path / "nowhere", scale=2)
+
+
+def test_a_folder_that_is_named_like_an_image_is_none(tmp_path):
+    (tmp_path / "b.png").mkdir()
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "a.png")
+    assert [pair.name for pair in PatchPairs(tmp_path, scale=2, patch=8).pairs] == ["a"]

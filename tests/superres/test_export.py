@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jsonschema
 import onnxruntime
 import pytest
 import torch
@@ -15,6 +16,7 @@ from tenfold.superres.checkpoint import load_model
 from tenfold.superres.config import HiTConfig
 from tenfold.superres.model import HiT
 
+SCHEMA = Path(__file__).parents[2] / "docs" / "schemas" / "superres-export.json"
 PARITY = Path(__file__).parents[1] / "data" / "superres" / "parity"
 
 
@@ -56,6 +58,7 @@ def test_the_verb_writes_and_checks_a_built_in_network(tmp_path, capsys):
     target = tmp_path / "tenfold-x2.onnx"
     assert front_door.main(["superres", "export", "tenfold-x2", "-o", str(target), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
+    jsonschema.validate(result, json.loads(SCHEMA.read_text()))
     assert result["max_abs_difference"] < 1e-4
     assert result["bytes"] == target.stat().st_size
     assert len(result["checked"]) == len(onnx_file.CHECKED_SIZES)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from tenfold.superres.evaluation import evaluate_pairs
 from tenfold.superres.reproduce import ARMS, Curve, QualityConfig, cost_table, quality_tables, reproduce
 from tenfold.superres.resize import imresize_matlab
 
+SCHEMA = Path(__file__).parents[2] / "docs" / "schemas" / "reproduce.json"
 SMALL = QualityConfig(minutes=0.01, seeds=(0, 1), width=28, blocks=1, heads=2, patch=16, batch_size=1, evaluate_every=4)
 
 
@@ -108,6 +111,11 @@ def test_quality_tables_report_every_seed():
     assert quality_tables([CURVE, other])[0].rows[0][3] == "+4.00 ± 1.41 (3.00, 5.00)"
 
 
+def test_a_loss_has_one_sign():
+    worse = Curve("arm", 0, 10, [0, 10], [0.0, 2.0], {"Set5": [30.0, 29.5]})
+    assert quality_tables([worse])[0].rows[0][3] == "-0.50 (-0.50)"
+
+
 def test_arms_have_the_same_width_and_depth_and_start_at_bicubic(pictures):
     config = QualityConfig()
     low = torch.rand(1, 3, 64, 64)
@@ -177,6 +185,7 @@ def test_the_cost_part_needs_no_images(run, tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "cost_sweep", small_sweep)
     status, out, _ = run("--part", "cost", "-o", tmp_path / "cost.json", "--json")
     assert status == 0
+    jsonschema.validate(json.loads(out), json.loads(SCHEMA.read_text()))
     assert json.loads(out)["tables"][0]["name"] == "cost"
     assert (tmp_path / "cost.json").exists() and (tmp_path / "superres_cost.svg").exists()
 
@@ -196,10 +205,26 @@ def test_missing_images_are_said_at_once(run, pictures, tmp_path):
     assert not (tmp_path / "out.json").exists()
 
 
-def test_a_run_without_seeds_is_refused(pictures, tmp_path):
+@pytest.mark.parametrize(
+    ("quality", "words"),
+    [(QualityConfig(seeds=()), "seed"), (QualityConfig(seeds=(-1,)), "seed"), (QualityConfig(minutes=0), "time")],
+)
+def test_a_run_without_seeds_or_time_is_refused(pictures, tmp_path, quality, words):
     images, evaluation = pictures
-    quality = QualityConfig(seeds=())
-    with pytest.raises(UserError, match="seed"):
+    with pytest.raises(UserError, match=words):
         reproduce(
             tmp_path / "out.json", ("quality",), quality, [images], {"Set": (evaluation, None)}, tmp_path / "runs"
         )
+
+
+def test_what_is_missing_is_said_before_the_first_arm_is_trained(pictures, tmp_path, monkeypatch):
+    images, evaluation = pictures
+    monkeypatch.setattr(experiment, "run_arm", lambda *arguments: pytest.fail("an arm was trained"))
+    monkeypatch.setattr(experiment, "cost_sweep", lambda: pytest.fail("layers were timed"))
+    sets = {"Set": (evaluation, None)}
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write"):
+        reproduce(tmp_path / "file" / "out.json", ("cost",), SMALL, [], {}, tmp_path / "runs")
+    monkeypatch.setattr(experiment, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="spandrel"):
+        reproduce(tmp_path / "out.json", ("cost", "quality"), SMALL, [images], sets, tmp_path / "runs")

@@ -11,6 +11,7 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -27,6 +28,7 @@ from tenfold.superres.predictor import Upscaler
 from tenfold.superres.resize import imresize_matlab
 from tenfold.superres.training import Validation, cubic_phases, make_model, make_optimizer, make_schedule, train
 
+SCHEMA = Path(__file__).parents[2] / "docs" / "schemas" / "superres-train.json"
 PARITY = Path(__file__).parents[1] / "data" / "superres" / "parity"
 NETWORK = HiTConfig(variant="srf", scale=2, width=28, depths=(2,), heads=(2,), window_ratios=(0.5, 1.0))
 SETTINGS = TrainConfig(
@@ -223,6 +225,7 @@ def test_train_writes_a_network_that_the_other_verbs_take(run, pictures, recipe,
     status, out, _ = run(*command, "--json")
     assert status == 0
     returned = json.loads(out)
+    jsonschema.validate(returned, json.loads(SCHEMA.read_text()))
     assert returned["finished"] is True and returned["steps"] == 12
     assert returned["metrics"]["eval/psnr_y"] > 5
 

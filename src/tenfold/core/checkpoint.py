@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import resources
@@ -219,7 +219,9 @@ def _header_config(metadata: Mapping[str, str]) -> dict[str, Any] | None:
 # --- into a module ---------------------------------------------------------------------------------------------------
 
 
-def load_into(module: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
+def load_into(
+    module: nn.Module, tensors: Mapping[str, Tensor], origin: str, name_in_file: Callable[[str], str] = str
+) -> None:
     """Copy weights into a module, strictly: every key there, none over, shapes equal, values finite.
 
     Floating-point values are cast to the module's dtype. Of tensors that the module shares (tied embeddings), one name
@@ -229,6 +231,7 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> 
         module: the module to fill.
         tensors: name to tensor.
         origin: where the tensors came from, for the message.
+        name_in_file: what the file calls a key of the module, where it was renamed on the way; for the message.
 
     Raises:
         UserError: one line that names missing and unexpected keys, shapes that differ, or values that are not finite.
@@ -236,11 +239,18 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> 
     state = {key: value for key, value in module.state_dict().items() if isinstance(value, Tensor)}
     given_memory = {_memory(state[key]) for key in tensors if key in state}
     shared = [key for key in state if key not in tensors and _memory(state[key]) in given_memory]
-    check_fits({key: state[key] for key in state if key not in shared}, tensors, origin, type(module).__name__)
+    wanted = {key: state[key] for key in state if key not in shared}
+    check_fits(wanted, tensors, origin, type(module).__name__, name_in_file)
     module.load_state_dict(dict(tensors), strict=False)
 
 
-def check_fits(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor], origin: str, what_for: str) -> None:
+def check_fits(
+    state: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    origin: str,
+    what_for: str,
+    name_in_file: Callable[[str], str] = str,
+) -> None:
     """See that weights are what a module wants: every key there, none over, shapes equal, values finite.
 
     Args:
@@ -248,20 +258,21 @@ def check_fits(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor], origi
         tensors: name to tensor.
         origin: where the tensors came from, for the message.
         what_for: what they should fit, for the message.
+        name_in_file: from a name here to the one that the user's file has, for the message.
 
     Raises:
         UserError: one line that names missing and unexpected keys, shapes that differ, or values that are not finite.
     """
-    missing = [key for key in state if key not in tensors]
-    unexpected = [key for key in tensors if key not in state]
+    missing = [name_in_file(key) for key in state if key not in tensors]
+    unexpected = [name_in_file(key) for key in tensors if key not in state]
     common = [key for key in state if key in tensors]
     shapes = [
-        f"{key} (expected {_shape(state[key])}, found {_shape(tensors[key])})"
+        f"{name_in_file(key)} (expected {_shape(state[key])}, found {_shape(tensors[key])})"
         for key in common
         if state[key].shape != tensors[key].shape
     ]
     kinds = [
-        f"{key} (expected {_dtype(state[key])}, found {_dtype(tensors[key])})"
+        f"{name_in_file(key)} (expected {_dtype(state[key])}, found {_dtype(tensors[key])})"
         for key in common
         if state[key].is_floating_point() != tensors[key].is_floating_point()
     ]
@@ -278,7 +289,7 @@ def check_fits(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor], origi
     if problems:
         hint = _mismatch_hint(missing, unexpected, len(common), len(state))
         raise UserError(f"{origin}: does not fit {what_for}: {'; '.join(problems)}{hint}")
-    broken = [key for key in common if not _is_finite(tensors[key]) and _is_finite(state[key])]
+    broken = [name_in_file(key) for key in common if not _is_finite(tensors[key]) and _is_finite(state[key])]
     if broken:
         raise UserError(
             f"{origin}: holds NaN or infinite values in {len(broken)} tensors ({_some(broken)}): use another file"

@@ -54,7 +54,8 @@ def get_console() -> Console:
     """The console for human-readable output."""
     from rich.console import Console
 
-    return Console(stderr=_json_mode, highlight=False, soft_wrap=True)
+    # Names of files are shown as they are: no `[bold]` or `:smile:` in them means anything.
+    return Console(stderr=_json_mode, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def say(message: str, end: str = "\n") -> None:
@@ -63,8 +64,8 @@ def say(message: str, end: str = "\n") -> None:
 
 
 def warn(message: str) -> None:
-    """Print a warning line on standard error."""
-    print(f"warning: {message}", file=sys.stderr, flush=True)
+    """Print a warning on standard error, in one line."""
+    print(f"warning: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> None:
@@ -117,7 +118,7 @@ def progress(title: str, total: int | None, start: int = 0) -> Iterator[Progress
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         yield ProgressBar(bar, bar.add_task(title, total=total, completed=start, note=""))

@@ -19,6 +19,8 @@ _DISK_REASONS = {
     errno.EACCES: "permission is denied",
     errno.EPERM: "permission is denied",
     errno.ENAMETOOLONG: "the name is too long",
+    errno.EEXIST: "a file, not a folder, has this name",
+    errno.ELOOP: "its symbolic links lead in a circle",
     errno.ENOTDIR: "a part of the path is a file, not a folder",
     errno.EISDIR: "it is a folder",
 }

@@ -16,7 +16,7 @@ from typing import Any
 import av
 import numpy as np
 
-from tenfold.core.console import UserError
+from tenfold.core.console import UserError, warn
 from tenfold.core.files import atomic_write, disk_error
 from tenfold.core.images import max_pixels_allowed
 
@@ -32,6 +32,8 @@ CODECS: dict[str, tuple[str, dict[str, str]]] = {
 }
 # Players take untagged video of this height and more for BT.709, below for BT.601.
 _HIGH_DEFINITION_HEIGHT = 720
+# Pictures that end earlier than the file's stated length by more than this are worth a warning.
+_DURATION_MARGIN_S = 1
 _BT709, _SMPTE170M, _UNSPECIFIED, _LIMITED_RANGE = 1, 6, 2, 1  # codes of ITU-T H.273
 
 
@@ -78,8 +80,7 @@ class VideoReader:
             self.fps = Fraction(stream.average_rate or stream.guessed_rate or 25)
             self.frame_count = stream.frames or None
             self.time_base = Fraction(stream.time_base or 1 / self.fps)
-            length = stream.duration * self.time_base if stream.duration else None
-            self.duration_s = float(length if length else (container.duration or 0) / av.time_base) or None
+            self.duration_s = _duration_s(container, stream)
             aspect = Fraction(stream.sample_aspect_ratio or 1)
             self.pixel_aspect = 1 / aspect if sideways else aspect
             self.audio_streams = len(container.streams.audio)
@@ -119,15 +120,28 @@ class VideoReader:
         raise UserError(f"{self.path}: has no video stream")
 
     def _decode(self, container: Any, stream: Any) -> Iterator[Any]:
-        packets = 0
+        packets, end = 0, Fraction(0)
         try:
             for packet in container.demux(stream):
                 packets += packet.size > 0
+                if packet.pts is not None:
+                    end = max(end, (packet.pts + (packet.duration or 0)) * Fraction(packet.time_base))
                 yield from packet.decode()
         except (av.FFmpegError, ValueError) as error:
             raise UserError(f"{self.path}: damaged or truncated video ({_reason(error)})") from None
         if packets < stream.frames:
             raise UserError(f"{self.path}: truncated video (it ends after {packets} of {stream.frames} frames)")
+        # Without an index of frames only the stated length tells; the sound may rightly be a little longer.
+        expected = _duration_s(container, stream)
+        if not stream.frames and expected and end + _DURATION_MARGIN_S < expected:
+            warn(f"{self.path}: may be truncated (its pictures end at {float(end):.2f} of {expected:.2f} s)")
+
+
+def _duration_s(container: Any, stream: Any) -> float | None:
+    """Length in seconds by the header of the stream, else of the file; None where neither says."""
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    return float((container.duration or 0) / av.time_base) or None
 
 
 class VideoWriter:

@@ -155,7 +155,7 @@ def pretrain(
 
 def inspect(
     target: Positional[str],
-    output: OutputFile | None = None,
+    output: Annotated[Path | None, arg(aliases=["-o"])] = None,
     text: Path | None = None,
     layout: Layout = Layout(),  # noqa: B008
     length: int = 4096,

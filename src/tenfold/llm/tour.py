@@ -5,11 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 import time
+from collections.abc import Mapping, Sequence
+from html import escape
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from tenfold.core import plots, report
 from tenfold.core.report import Figure, Panel, Station
@@ -35,7 +38,6 @@ NOTES = (
     "four other novels, by the recipe that its card names.",
     "tenfold-tiny has about two million parameters: it has learned words, quotation marks and cadence, and no facts. "
     "It shows that the whole path works offline, not what the recipe can do at size.",
-    "The stability plot comes from `tenfold llm reproduce`; all seeds are in results/reproduce/llm.json.",
 )
 
 
@@ -70,15 +72,11 @@ def tour(workdir: Path) -> Station:
             Figure("Packed documents, worst difference", f"{packing_error(tiny):.0e}", "", "to each document alone"),
             Figure("Pangu Ultra on paper", f"{parameters(pangu) / 1e9:.1f}", "B parameters", "published: 135B"),
             Figure(
-                "Texts above", f"{seconds:.1f}", "s", f"{NEW_TOKENS} tokens each, {torch.get_num_threads()} threads"
+                "Texts below", f"{seconds:.1f}", "s", f"{NEW_TOKENS} tokens each, {torch.get_num_threads()} threads"
             ),
         ],
         panels=[
-            report.table_panel(
-                ("prompt", *written),
-                [(prompt, *(texts[row] for texts in written.values())) for row, prompt in enumerate(PROMPTS)],
-                "What the models write on, at temperature 0.7 and seed 0.",
-            ),
+            _texts_panel(written),
             *_stability_panels(),
             _gain_panel(tiny),
         ],
@@ -105,6 +103,16 @@ def packing_error(model: LanguageModel) -> float:
 def _continue(model: LanguageModel, prompt: str) -> str:
     text = model.generate(prompt, max_new_tokens=NEW_TOKENS, temperature=0.7, seed=0).text
     return " ".join(text.removeprefix(prompt).split())
+
+
+def _texts_panel(written: Mapping[str, Sequence[str]]) -> Panel:
+    """Each prompt with what every model writes after it."""
+    paragraphs = [
+        f"<p><small>{escape(name)}</small><br><b>{escape(prompt)}</b> {escape(texts[row])}</p>"
+        for row, prompt in enumerate(PROMPTS)
+        for name, texts in written.items()
+    ]
+    return Panel("".join(paragraphs), "What the models write on, at temperature 0.7 and seed 0. Prompts are bold.")
 
 
 def _gzip_bits(text: str) -> float:
@@ -139,8 +147,8 @@ def _gain_panel(model: LanguageModel) -> Panel:
     layers = list(range(1, len(blocks) + 1))
     config = model.model.config
     curves = {
-        "after attention": [float(block.post_attention_norm.weight.mean()) for block in blocks],
-        "after feed-forward": [float(block.post_mlp_norm.weight.mean()) for block in blocks],
+        "after attention": [_mean_gain(block.post_attention_norm) for block in blocks],
+        "after feed-forward": [_mean_gain(block.post_mlp_norm) for block in blocks],
     }
     told = ", ".join(f"{name} {values[0]:.2f} to {values[-1]:.2f}" for name, values in curves.items())
     return report.plot_panel(
@@ -152,3 +160,7 @@ def _gain_panel(model: LanguageModel) -> Panel:
         f"{float(config.c_attention) / config.layers**0.5:.3f} and {float(config.c_mlp) / config.layers**0.5:.3f}.",
         wide=False,
     )
+
+
+def _mean_gain(norm: nn.Module) -> float:
+    return float(norm.get_parameter("weight").mean())

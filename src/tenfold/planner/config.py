@@ -208,7 +208,8 @@ class Plan:
         gradient_bytes: bytes of a kept and reduced gradient element, 4 or 2.
         sequence_parallel: norms and residuals are sharded over tp.
         ep_overlap: expert all-to-all runs beside the other micro-batch's compute.
-        imbalance: load of the fullest device over the mean (1: forced balance); None: the calibrated natural routing.
+        imbalance: load of the fullest device over the mean (1: forced balance); None: natural routing, by the spread of
+            the experts' loads and the experts that a device holds.
         stack: software generation, `family-release`; chooses calibrated terms.
         noop_slots: empty layer slots that fill the stages when layers do not divide (None: filled by themselves in a
             chunked schedule where
@@ -235,7 +236,7 @@ class Plan:
     gradient_bytes: int = 4
     sequence_parallel: bool = True
     ep_overlap: bool = False
-    imbalance: float | None = 1.0
+    imbalance: float | None = None
     stack: str = "auto"
     noop_slots: int | None = None
     memory_limit_gib: float | None = None

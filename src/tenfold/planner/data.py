@@ -255,7 +255,7 @@ class Row:
         tokens_per_s: reported tokens/s/device, None where not published.
         tflops: reported model TFLOP/s per device, None where not published.
         memory_gib: reported memory, None where not published.
-        recalled: figures from memory of a paper, weighed low.
+        recalled: figures from memory of a paper, or a layout that is assumed or not verified: weighed low.
         family: dense or moe.
         assumed: fields that the row leaves out and we had to fill in.
     """
@@ -420,7 +420,9 @@ def _row(record: dict[str, str], where: str) -> Row:
         tokens_per_s=_number(record, "tokens_per_s_per_device", where),
         tflops=_number(record, "model_tflops_per_device", where),
         memory_gib=_number(record, "mem_gib", where),
-        recalled=(record.get("checked") or "").startswith(("recalled", "notes")) or "assumed" in notes,
+        recalled=(record.get("checked") or "").startswith(("recalled", "notes"))
+        or "assumed" in notes
+        or "not verified" in notes,
         family=model.family,
         assumed=assumed,
     )

@@ -15,7 +15,7 @@ import numpy as np
 from tenfold.core.console import UserError
 from tenfold.planner import calibration as fitting
 from tenfold.planner import placement
-from tenfold.planner.calibration import Calibration, attention_unfused, load_calibration
+from tenfold.planner.coefficients import Calibration, attention_unfused, load_calibration, stack_release
 from tenfold.planner.config import Cluster, Model, Plan
 from tenfold.planner.data import Row, read_rows
 from tenfold.planner.operators import hardware_vector, plan_vector, unit_seconds
@@ -131,7 +131,7 @@ def calibrate(
     origin = {
         "command": f"tenfold planner calibrate {Path(path).name}" + (" --cross-validation" if cross_validation else ""),
         "rows": len(rows),
-        "families": sorted({fitting.stack_release(row.plan.stack)[0] for row in rows}),
+        "families": sorted({stack_release(row.plan.stack)[0] for row in rows}),
         "architectures": sorted({row.hardware.architecture for row in rows}),
         "fitted": error_statistics(fitted),
         "cross_validated": {
@@ -263,6 +263,7 @@ def h800_chunk(calibration: Calibration | None = None) -> dict[str, tuple[float,
         dispatch="dedup",
         ep_overlap=True,
         recompute="fine-grained",
+        imbalance=1.0,
         stack="hai-llm-2024",
     )
     p = plan_vector(plan, cluster.devices, attention_unfused(plan.stack))

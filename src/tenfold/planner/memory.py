@@ -7,6 +7,7 @@ sum to s*b*h/t * (34 + 5*a*s/h), the closed form of Korthikanti et al. (2205.051
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -15,10 +16,10 @@ import numpy as np
 
 from tenfold.core.console import UserError
 from tenfold.planner.config import Cluster, Model, Plan
-from tenfold.planner.operators import PlanVector, UnitSeconds
+from tenfold.planner.operators import NATURAL_SPREAD, PlanVector, UnitSeconds, device_skew
 from tenfold.planner.pipeline import Stage, partition
 from tenfold.planner.shapes import ShapeVector, attention_weights, ffn_weights, norm_weights, shape_vector
-from tenfold.planner.simulation import flight_profile
+from tenfold.planner.simulation import StageTimes, flight_profile
 
 GIB = 2.0**30
 BUCKET = 16 * 2**20  # bytes; resolution of the knapsack
@@ -83,7 +84,7 @@ def layer_items(s: ShapeVector, p: PlanVector, fp8: Any = 0.0) -> dict[str, dict
         "up projection": 2.0 * own * up * s.ffn,
         "activation": kept * own * s.ffn,
     }
-    skew = np.where(p.imbalance > 0, p.imbalance, 1.25)
+    skew = device_skew(p.imbalance, NATURAL_SPREAD, np.maximum(s.experts, 1.0), p.ep)
     copies = own * s.topk * skew
     moe = {
         **attention,
@@ -235,6 +236,22 @@ class Choice:
     swap_bytes: float
 
 
+def _swap_only(sizes: tuple[float, ...], counts: tuple[int, ...], need: float, swap_budget: float) -> Choice | None:
+    """A set that frees enough by swaps alone, which cost nothing, large items first; None where this finds none."""
+    if swap_budget < need:
+        return None
+    swapped = [0] * len(sizes)
+    moved = 0.0
+    for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        size = sizes[index]
+        wanted = min(counts[index], math.ceil((need - moved) / size), int((swap_budget - moved) / size))
+        swapped[index] = max(wanted, 0)
+        moved += size * swapped[index]
+        if moved >= need:
+            return Choice((0,) * len(sizes), tuple(swapped), moved, 0.0, moved)
+    return None
+
+
 @lru_cache(maxsize=4096)
 def choose_items(
     sizes: tuple[float, ...], costs: tuple[float, ...], counts: tuple[int, ...], need: float, swap_budget: float
@@ -254,6 +271,8 @@ def choose_items(
     """
     if need <= 0:
         return Choice((0,) * len(sizes), (0,) * len(sizes), 0.0, 0.0, 0.0)
+    if free := _swap_only(sizes, counts, need, swap_budget):
+        return free
     bucket = max(float(BUCKET), need / 2048.0)
     target = int(np.ceil(need / bucket))
     lanes = 24 if swap_budget > 0 else 1
@@ -313,6 +332,7 @@ def stage_memory(
     p: PlanVector,
     u: UnitSeconds | None,
     microbatch_seconds: list[float],
+    times: StageTimes | None = None,
 ) -> list[StageMemory]:
     """Memory of every pipeline rank.
 
@@ -321,6 +341,7 @@ def stage_memory(
         stages: from `pipeline.partition`.
         p, u: plan vector and unit seconds (recompute costs; None chooses nothing).
         microbatch_seconds: forward and backward seconds of one micro-batch on every rank; bounds what a swap can hide.
+        times: stage times, which order an adaptive schedule (None: equal stages).
 
     Returns:
         One entry per rank; with `fine-grained` recompute the items chosen so that the rank fits, if it can.
@@ -330,7 +351,7 @@ def stage_memory(
     dense_act, moe_act = (float(value) for value in activation_bytes(s, p, plan.recompute, fp8))
     tokens = plan.mbs * plan.seq / plan.cp
     limit = usable_gib(cluster, plan) * GIB
-    profile = flight_profile(plan.resolved_schedule(), plan.pp, plan.vpp, plan.microbatches(cluster.devices))
+    profile = flight_profile(plan.resolved_schedule(), plan.pp, plan.vpp, plan.microbatches(cluster.devices), times)
     whole_dense, whole_moe = (float(v) for v in activation_bytes(s, p, "none", fp8))
     memories = []
     for rank, (local, flight) in enumerate(profile):

@@ -57,7 +57,7 @@ class PlanVector:
     inferred: Any  # share of the forward that an unpublished recipe must repeat to fit
     dispatch: Any  # 0 flat, 1 dedup, 2 hierarchical
     overlap: Any
-    imbalance: Any  # 0: natural routing, by the calibrated coefficient
+    imbalance: Any  # 0: natural routing, by the spread of loads over experts
     unfused: Any  # attention that writes its scores to memory
     paired: Any  # schedule with joined forward-backward pairs
     chunked: Any  # more than one chunk a stage: p2p runs beside compute
@@ -98,7 +98,7 @@ class Coefficients:
     link_intra: Any
     link_inter: Any
     straggler: Any
-    imbalance: Any
+    load_spread: Any
     selective_share: Any
     fine_share: Any
     unstated_share: Any
@@ -196,6 +196,29 @@ def soft_max(a: Any, b: Any) -> Any:
     return top * ((a / top) ** 4 + (b / top) ** 4) ** 0.25
 
 
+# Mean of the largest of n standard normal draws, for n = 1, 2, 4 ... 1024 (tables of normal order statistics).
+_LARGEST = (0.0, 0.564, 1.029, 1.424, 1.766, 2.070, 2.344, 2.595, 2.827, 3.045, 3.251)
+NATURAL_SPREAD = 0.3  # standard deviation over mean of expert loads under a balancing loss; prior of `load_spread`
+
+
+def device_skew(stated: Any, spread: Any, experts: Any, buckets: Any) -> Any:
+    """Load of the fullest device over the mean.
+
+    Loads of single experts scatter by `spread`; a device that holds g experts averages over them, and the layer waits
+    for the fullest of all devices: 1 + spread / sqrt(g) * (mean of the largest of n normal draws). So spreading
+    experts thinner makes routing harder to balance.
+
+    Args:
+        stated: a stated value, or 0 for natural routing.
+        spread: standard deviation over mean of the loads of single experts.
+        experts: experts of a layer.
+        buckets: devices over which they are spread.
+    """
+    held = np.maximum(experts / buckets, 1.0)
+    largest = np.interp(np.log2(np.maximum(buckets, 1.0)), np.arange(len(_LARGEST)), _LARGEST)
+    return np.where(stated > 0, stated, 1.0 + spread / np.sqrt(held) * largest)
+
+
 def gemm_seconds(
     rows: Any,
     inner: Any,
@@ -262,7 +285,8 @@ def unit_seconds(s: ShapeVector, h: HardwareVector, p: PlanVector, c: Coefficien
     core_rate = (
         h.peak_bf16
         * c.attention_efficiency
-        * saturation(p.seq, c.attention_ramp)
+        # A ring over context parallelism works on blocks: each rank holds two of 2*cp pieces of the sequence.
+        * saturation(p.seq / np.where(p.cp > 1, 2.0 * p.cp, 1.0), c.attention_ramp)
         * saturation(s.head_dim, c.attention_width)
     )
     core_f = tokens / p.tp * s.core_flops * keys / core_rate
@@ -283,8 +307,8 @@ def unit_seconds(s: ShapeVector, h: HardwareVector, p: PlanVector, c: Coefficien
     ffn_f, ffn_i, ffn_w = products([(tokens, s.hidden, up * s.ffn / p.tp), (tokens, s.ffn / p.tp, s.hidden)])
 
     # Routed experts: rows per local expert, grouped products, copies in and out.
-    skew = np.where(p.imbalance > 0, p.imbalance, c.imbalance)
     experts = np.maximum(s.experts, 1.0)
+    skew = device_skew(p.imbalance, c.load_spread, experts, p.ep)
     copies = own * s.topk * p.etp * skew
     local_experts = np.maximum(experts / p.ep, 1.0)
     rows_per_expert = np.maximum(copies / local_experts, 1e-9)
@@ -339,11 +363,14 @@ def unit_seconds(s: ShapeVector, h: HardwareVector, p: PlanVector, c: Coefficien
     moe_cb = (
         attn_i + attn_w + core_b + small_b + expert_i + expert_w + shared_i + shared_w + router_i + router_w + routed_b
     )
+    # Schedules that pair passes detach weight gradients and the shared expert, which hide half of the all-to-all of a
+    # pass without partner (MindSpeed's documentation of fb-overlap).
+    alone = np.where(p.paired > 0, np.minimum(c.exposed_ep, 0.5), c.exposed_ep)
     ep_exposed = np.where(
         p.overlap > 0,
         # Each pass hides behind the other pass of another micro-batch.
         np.maximum(ep_comm - 0.45 * (moe_cf + moe_cb), c.exposed_paired * ep_comm),
-        c.exposed_ep * ep_comm,
+        alone * ep_comm,
     )
     dense_f = soft_max((dense_cf + tp_dense + cp_f) * c.software, c.host_dense)
     moe_f = soft_max((moe_cf + tp_moe + cp_f + ep_exposed) * c.software, host_moe)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
 from tenfold.core.console import UserError
 from tenfold.planner import simulation
-from tenfold.planner.calibration import Calibration, attention_unfused, default_stack, load_calibration
+from tenfold.planner.coefficients import Calibration, attention_unfused, default_stack, load_calibration
 from tenfold.planner.config import Cluster, Model, Plan
 from tenfold.planner.memory import StageMemory, inferred_recompute, stage_memory, usable_gib
 from tenfold.planner.operators import UnitSeconds, hardware_vector, plan_vector, unit_seconds
@@ -122,24 +122,27 @@ def simulate(model: Model, cluster: Cluster, plan: Plan, calibration: Calibratio
     count = plan.microbatches(cluster.devices)
     local = simulation.local_stages(plan.schedule, plan.pp, plan.vpp)
     per_rank = [sum(times.forward[s] + times.backward[s] for s in owned) for owned in local]
-    memory = stage_memory(model, cluster, plan, stages, p, u, per_rank)
+    if plan.schedule == "adaptive":
+        # The order is chosen once, before recomputation is: memory and makespan are those of the same order.
+        times = replace(times, order_key=simulation.order_key(times))
+    memory = stage_memory(model, cluster, plan, stages, p, u, per_rank, times)
     if any(rank.extra_seconds for rank in memory):
         times = _with_recompute(times, memory, local)
-    pipeline = simulation.makespan(plan.schedule, plan.pp, plan.vpp, count, times)
+    played = simulation.play(plan.schedule, plan.pp, plan.vpp, count, times)
+    pipeline = played.makespan
     whole = (pipeline + float(u.step)) * float(u.factor)
     tokens = plan.gbs * plan.seq
     rate = tokens / whole / cluster.devices
     width = calibration.interval(cluster.hardware, model, plan)
     flops = flops_per_token(model, plan.seq)
     peak = cluster.hardware.peak(plan.precision) * 1e12
-    share = 0.5 if plan.schedule == "dualpipe" else 1.0
-    busy = [share * count * _rank_seconds(times, owned, plan) for owned in local]
+    busy = float(np.mean(played.busy))
     extra = sum(rank.extra_seconds for rank in memory) * count / plan.pp
-    breakdown = _breakdown(u, stages, plan, count, pipeline, float(np.mean(busy)), extra, whole)
+    breakdown = _breakdown(u, stages, plan, count, pipeline, busy, extra, whole)
     limit = usable_gib(cluster, plan)
     hidden = float(u.parts["hidden"]["expert all-to-all"])
-    paired = plan.schedule in ("adaptive", "dualpipe", "dualpipev")
-    exposed = float(c.exposed_paired) * hidden if paired else float(u.parts["moe"]["expert all-to-all"])
+    exposed = played.joined * float(c.exposed_paired) * hidden
+    exposed += (1.0 - played.joined) * float(u.parts["moe"]["expert all-to-all"])
     return Estimate(
         model=model,
         hardware=cluster.hardware.name,
@@ -154,7 +157,7 @@ def simulate(model: Model, cluster: Cluster, plan: Plan, calibration: Calibratio
         mfu_noncausal=rate * flops_per_token(model, plan.seq, "noncausal") / peak,
         mfu_convention=f"causal attention, recompute not counted, {plan.precision} dense peak {peak / 1e12:.0f} "
         f"TFLOP/s",
-        bubble=1.0 - float(np.mean(busy)) / pipeline,
+        bubble=1.0 - busy / pipeline,
         breakdown=breakdown,
         memory=tuple(memory),
         memory_limit_gib=limit,
@@ -183,14 +186,7 @@ def _with_recompute(times: StageTimes, memory: list[StageMemory], local: list[li
         for stage in owned:
             backward[stage] += rank.extra_seconds / len(owned)
             pair[stage] += rank.extra_seconds / len(owned)
-    return StageTimes(times.forward, backward, times.weight, times.send, times.pair_forward, pair)
-
-
-def _rank_seconds(times: StageTimes, owned: list[int], plan: Plan) -> float:
-    paired = plan.schedule in ("adaptive", "dualpipe", "dualpipev")
-    forward = times.pair_forward if paired and times.pair_forward else times.forward
-    backward = times.pair_backward if paired and times.pair_backward else times.backward
-    return sum(forward[s] + backward[s] for s in owned)
+    return replace(times, backward=backward, pair_backward=pair)
 
 
 def _breakdown(

@@ -9,8 +9,7 @@ lives on rank s mod pp
 model part of direction two on rank pp-1-s.
 
 Sources: GPipe (1811.06965), 1F1B and interleaved (2104.04473), zero bubble H1 and V (2401.10241), DualPipe
-(2412.19437) and its V form, adaptive
-pipe overlap on interleaved chunks (2505.04519). The orders agree with torch.distributed.pipelining 2.14.
+(2412.19437) and its V form. The orders agree with torch.distributed.pipelining 2.14.
 """
 
 from __future__ import annotations
@@ -116,9 +115,8 @@ def _gpipe(pp: int, microbatches: int) -> Order:
     return [[((kind, rank, mb),) for kind in "FB" for mb in range(microbatches)] for rank in range(pp)]
 
 
-def _looped(pp: int, vpp: int, microbatches: int, split: bool, extra_warmup: int, pair: bool) -> Order:
-    """1F1B (vpp = 1), interleaved, their zero-bubble forms, and the adaptive form (one more warm-up forward, then
-    pairs)."""
+def _looped(pp: int, vpp: int, microbatches: int, split: bool) -> Order:
+    """1F1B (vpp = 1), interleaved, and their zero-bubble forms."""
     rounds = max(1, microbatches // pp)
     per_round = microbatches // rounds
     if vpp == 1:
@@ -131,7 +129,7 @@ def _looped(pp: int, vpp: int, microbatches: int, split: bool, extra_warmup: int
     order: Order = []
     for rank in range(pp):
         hops = pp - 1 - rank
-        warmup = min((vpp - 1) * per_round + (1 if split or vpp == 1 else 2) * hops + extra_warmup, total)
+        warmup = min((vpp - 1) * per_round + (1 if split or vpp == 1 else 2) * hops, total)
         build = _Rank()
 
         def forward_stage(step: int, rank: int = rank) -> int:
@@ -144,9 +142,6 @@ def _looped(pp: int, vpp: int, microbatches: int, split: bool, extra_warmup: int
             build.add("F", forward_stage(step))
         for step in range(total):
             forward = step + warmup
-            if pair and forward < total:
-                build.pair(forward_stage(forward), backward_stage(step))
-                continue
             if forward < total:
                 build.add("F", forward_stage(forward))
             build.add("I" if split else "B", backward_stage(step))
@@ -267,7 +262,8 @@ def generate(schedule: str, pp: int, vpp: int, microbatches: int) -> Order:
     """The order of every rank.
 
     Args:
-        schedule: a name of `tenfold.planner.config.SCHEDULES` other than auto.
+        schedule: a name of `tenfold.planner.config.SCHEDULES` other than auto and adaptive, whose order depends on the
+            stages' seconds (`adaptive.adaptive_order`).
         pp: pipeline ranks.
         vpp: chunks per rank (2 for zb-v and dualpipev).
         microbatches: micro-batches of a step (both directions together for dualpipe).
@@ -280,14 +276,12 @@ def generate(schedule: str, pp: int, vpp: int, microbatches: int) -> Order:
     """
     if schedule == "none" or schedule == "gpipe":
         if schedule == "none":
-            return _looped(1, 1, microbatches, False, 0, False)
+            return _looped(1, 1, microbatches, False)
         return _gpipe(pp, microbatches)
     if schedule in ("1f1b", "interleaved"):
-        return _looped(pp, vpp, microbatches, False, 0, False)
+        return _looped(pp, vpp, microbatches, False)
     if schedule in ("zb-h1", "interleaved-zb"):
-        return _looped(pp, vpp, microbatches, True, 0, False)
-    if schedule == "adaptive":
-        return _looped(pp, vpp, microbatches, False, 1, True)
+        return _looped(pp, vpp, microbatches, True)
     if schedule == "zb-v":
         return _zbv(pp, microbatches)
     if schedule == "dualpipev":
@@ -302,5 +296,5 @@ def generate(schedule: str, pp: int, vpp: int, microbatches: int) -> Order:
         return _dual(half, microbatches // 2, stages_of, lambda rank: min(rank, pp - 1 - rank), pp)
     raise UserError(
         f"schedule: unknown {schedule!r}: choose one of none, gpipe, 1f1b, interleaved, zb-h1, interleaved-zb, "
-        f"zb-v, dualpipe, dualpipev, adaptive"
+        f"zb-v, dualpipe, dualpipev"
     )

@@ -16,6 +16,7 @@ import numpy as np
 
 from tenfold.core.console import UserError
 from tenfold.planner import schedules
+from tenfold.planner.adaptive import adaptive_order
 from tenfold.planner.schedules import Action, Entry
 
 
@@ -29,6 +30,7 @@ class StageTimes:
         weight: the part of B that only makes weight gradients [stages].
         send: seconds that an activation or gradient needs to the neighbour rank.
         pair_forward, pair_backward: F and B where both run as a joined pair [stages]; None: the same as alone.
+        order_key: from `order_key` of other times, whose order an adaptive schedule shall keep; None: its own.
     """
 
     forward: Sequence[float]
@@ -37,6 +39,7 @@ class StageTimes:
     send: float = 0.0
     pair_forward: Sequence[float] | None = None
     pair_backward: Sequence[float] | None = None
+    order_key: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class _Compiled:
     entries: list[Entry]
     slots: list[tuple[tuple[str, int], ...]]
     in_flight: list[np.ndarray]  # per rank [events, stages on rank]
+    joined: float  # share of the forwards that run in a pair
     local_stages: list[list[int]]
 
 
@@ -79,14 +83,45 @@ def _input_of(action: Action, last: set[int], chain_start: set[int]) -> tuple[st
     return ("b", stage, mb)
 
 
-@lru_cache(maxsize=96)
-def compile_schedule(schedule: str, pp: int, vpp: int, microbatches: int) -> _Compiled:
+def order_key(times: StageTimes) -> tuple[int, ...]:
+    """Stage times in hundredths of the mean pair: what the adaptive order is chosen from (and cached by)."""
+    columns = (
+        times.forward,
+        times.backward,
+        times.weight,
+        times.pair_forward or times.forward,
+        times.pair_backward or times.backward,
+        (times.send,),
+    )
+    unit = 0.01 * (sum(columns[3]) + sum(columns[4])) / len(times.forward) or 1.0
+    return tuple(round(value / unit) for column in columns for value in column)
+
+
+def compile_schedule(schedule: str, pp: int, vpp: int, microbatches: int, times: StageTimes | None = None) -> _Compiled:
     """Lay a schedule's entries in an order in which every input comes first.
+
+    Args:
+        schedule, pp, vpp, microbatches: as in `schedules.generate`.
+        times: stage times, from which the adaptive schedule chooses its order (None: equal stages, B twice F).
 
     Raises:
         UserError: the schedule deadlocks (a hand-made order may).
     """
-    order = schedules.generate(schedule, pp, vpp, microbatches)
+    if schedule != "adaptive":
+        return _compile(schedule, pp, vpp, microbatches, ())
+    if times is None:
+        one = [1.0] * (pp * vpp)
+        times = StageTimes(one, [2.0] * (pp * vpp), one)
+    return _compile(schedule, pp, vpp, microbatches, times.order_key or order_key(times))
+
+
+@lru_cache(maxsize=256)
+def _compile(schedule: str, pp: int, vpp: int, microbatches: int, key: tuple[int, ...]) -> _Compiled:
+    if schedule == "adaptive":
+        forward, backward, weight, pair_f, pair_b = (key[i * pp * vpp : (i + 1) * pp * vpp] for i in range(5))
+        order = adaptive_order(pp, vpp, microbatches, forward, backward, weight, pair_f, pair_b, key[-1])
+    else:
+        order = schedules.generate(schedule, pp, vpp, microbatches)
     home = schedules.placement(schedule, pp, vpp)
     stages = len(home)
     chains = [(0, pp - 1), (pp, 2 * pp - 1)] if schedule == "dualpipe" else [(0, stages - 1)]
@@ -134,9 +169,9 @@ def compile_schedule(schedule: str, pp: int, vpp: int, microbatches: int) -> _Co
             for kind, stage, mb in entry:
                 if kind == "W":
                     continue
-                key = ("F" if kind == "F" else "b", stage, mb)
-                made[key] = index
-                ready.extend(waiting.pop(key, []))
+                output = ("F" if kind == "F" else "b", stage, mb)
+                made[output] = index
+                ready.extend(waiting.pop(output, []))
             cursor[rank] += 1
     stuck = [rank for rank, line in enumerate(order) if cursor[rank] < len(line)]
     if stuck:
@@ -161,6 +196,8 @@ def compile_schedule(schedule: str, pp: int, vpp: int, microbatches: int) -> _Co
                     release[where[stage]] -= 1
             steps.append(release)
         flights.append(np.cumsum(np.array(steps or [[0] * len(local[rank])], dtype=np.int32), axis=0))
+    forwards = sum(1 for entry in entries for action in entry if action[0] == "F")
+    joined = sum(len(entry) == 2 for entry in entries) / max(1, forwards)
     return _Compiled(
         len(order),
         stages,
@@ -173,6 +210,7 @@ def compile_schedule(schedule: str, pp: int, vpp: int, microbatches: int) -> _Co
         entries,
         list(slots),
         flights,
+        joined,
         local,
     )
 
@@ -227,28 +265,102 @@ def _run(compiled: _Compiled, times: StageTimes) -> tuple[list[float], list[floa
     return end[:-1], busy
 
 
-def makespan(schedule: str, pp: int, vpp: int, microbatches: int, times: StageTimes) -> float:
-    """Seconds from the first action to the last.
-
-    Long runs are extended from two shorter ones, a period apart: the steady state repeats.
-    """
+def _runs(schedule: str, pp: int, vpp: int, microbatches: int) -> list[tuple[int, float]]:
+    """The runs whose makespans, weighed, give that of `microbatches`: long runs are extended from two shorter ones, a
+    period apart, because the steady state repeats."""
     # With one chunk a rank, every micro-batch repeats the one before; with several, every round of pp.
     single = schedule in ("1f1b", "zb-h1")
     period = max(1, pp // 2) if single else (2 * pp if schedule == "dualpipe" else pp)
     warm = 4 * pp if single else 5 * period
+    if schedule == "adaptive":
+        # A chosen order repeats only nearly: its pace is measured over several rounds.
+        period *= 4
     if microbatches <= warm + 2 * period or microbatches * vpp < 64:
-        end, _ = _run(compile_schedule(schedule, pp, vpp, microbatches), times)
-        return max(end)
+        return [(microbatches, 1.0)]
     short = warm + (microbatches - warm) % period
-    long = short + period
-    one = max(_run(compile_schedule(schedule, pp, vpp, short), times)[0])
-    two = max(_run(compile_schedule(schedule, pp, vpp, long), times)[0])
-    return two + (two - one) * (microbatches - long) / period
+    rest = (microbatches - short - period) / period
+    return [(short, -rest), (short + period, 1.0 + rest)]
+
+
+@dataclass(frozen=True)
+class Played:
+    """A step played through: seconds from the first action to the last, busy seconds of every rank, and the share of
+    the forwards that run joined with a backward."""
+
+    makespan: float
+    busy: list[float]
+    joined: float
+
+
+def play(schedule: str, pp: int, vpp: int, microbatches: int, times: StageTimes) -> Played:
+    """Play a step; long ones are extended from two shorter runs."""
+    whole, busy, joined = 0.0, [0.0] * pp, 0.0
+    for count, share in _runs(schedule, pp, vpp, microbatches):
+        compiled = compile_schedule(schedule, pp, vpp, count, times)
+        end, worked = _run(compiled, times)
+        whole += share * max(end)
+        busy = [one + share * two for one, two in zip(busy, worked, strict=True)]
+        joined = compiled.joined
+    return Played(whole, busy, joined)
+
+
+def makespan(schedule: str, pp: int, vpp: int, microbatches: int, times: StageTimes) -> float:
+    """Seconds from the first action to the last."""
+    return play(schedule, pp, vpp, microbatches, times).makespan
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """How often every stage's seconds lie on the critical path: derivatives of the makespan, with the fields of
+    `StageTimes` [stages]."""
+
+    forward: np.ndarray
+    backward: np.ndarray
+    weight: np.ndarray
+    send: float
+    pair_forward: np.ndarray
+    pair_backward: np.ndarray
+
+
+def makespan_slopes(schedule: str, pp: int, vpp: int, microbatches: int, times: StageTimes) -> Slopes:
+    """Derivatives of `makespan` at fixed order: the makespan is the sum of what lies on its critical path."""
+    columns = {name: np.zeros(len(times.forward)) for name in ("F", "B", "W", "PF", "PB")}
+    sends = 0.0
+    for count, share in _runs(schedule, pp, vpp, microbatches):
+        compiled = compile_schedule(schedule, pp, vpp, count, times)
+        seconds = _slot_seconds(compiled, times)
+        end, _ = _run(compiled, times)
+        before = [-1] * len(end)  # the entry before on the same rank
+        latest = [-1] * compiled.ranks
+        for index, rank in enumerate(compiled.rank):
+            before[index], latest[rank] = latest[rank], index
+        index = max(range(len(end)), key=end.__getitem__)
+        while index >= 0:
+            slot = compiled.slots[compiled.slot[index]]
+            if len(slot) == 2:
+                columns["PF"][slot[0][1]] += share
+                columns["PB"][slot[1][1]] += share
+            else:
+                kind, stage = slot[0]
+                columns["B" if kind == "I" else kind][stage] += share
+                if kind == "I":
+                    columns["W"][stage] -= share
+            start = end[index] - seconds[compiled.slot[index]]
+            sources = [(end[before[index]] if before[index] >= 0 else 0.0, before[index], 0.0)]
+            for source, far in (
+                (compiled.first[index], compiled.first_far[index]),
+                (compiled.second[index], compiled.second_far[index]),
+            ):
+                if source >= 0:
+                    sources.append((end[source] + (times.send if far else 0.0), source, 1.0 if far else 0.0))
+            _, index, sent = min(sources, key=lambda one: abs(one[0] - start))
+            sends += sent * share
+    return Slopes(columns["F"], columns["B"], columns["W"], sends, columns["PF"], columns["PB"])
 
 
 def timeline(schedule: str, pp: int, vpp: int, microbatches: int, times: StageTimes) -> list[Slice]:
     """Every action with its start and end, sorted by rank and start."""
-    compiled = compile_schedule(schedule, pp, vpp, microbatches)
+    compiled = compile_schedule(schedule, pp, vpp, microbatches, times)
     seconds = _slot_seconds(compiled, times)
     end, _ = _run(compiled, times)
     bars = [
@@ -258,20 +370,25 @@ def timeline(schedule: str, pp: int, vpp: int, microbatches: int, times: StageTi
     return sorted(bars, key=lambda bar: (bar.rank, bar.start))
 
 
-def peak_in_flight(schedule: str, pp: int, vpp: int, microbatches: int) -> list[int]:
+def peak_in_flight(schedule: str, pp: int, vpp: int, microbatches: int, times: StageTimes | None = None) -> list[int]:
     """Chunk activations held at the worst moment of every rank (I frees nothing, B and W free the chunk)."""
-    compiled = compile_schedule(schedule, pp, vpp, microbatches)
+    compiled = compile_schedule(schedule, pp, vpp, microbatches, times)
     return [int(flight.sum(axis=1).max()) for flight in compiled.in_flight]
 
 
-def flight_profile(schedule: str, pp: int, vpp: int, microbatches: int) -> list[tuple[list[int], np.ndarray]]:
+def flight_profile(
+    schedule: str, pp: int, vpp: int, microbatches: int, times: StageTimes | None = None
+) -> list[tuple[list[int], np.ndarray]]:
     """Per rank: its stages, and the chunk activations of each that are held after every event [events, stages]."""
-    # Every schedule has filled up after three rounds of pp.
+    if schedule == "adaptive":
+        # The run that the makespan compiles as well.
+        microbatches = _runs(schedule, pp, vpp, microbatches)[-1][0]
+    # Every other schedule has filled up after three rounds of pp.
     cap = 3 * pp + microbatches % pp
-    if schedule != "gpipe" and microbatches > cap:
+    if schedule not in ("gpipe", "adaptive") and microbatches > cap:
         microbatches = cap + (cap % 2 if schedule == "dualpipe" else 0)
         microbatches = max(microbatches, 2 * pp)
-    compiled = compile_schedule(schedule, pp, vpp, microbatches)
+    compiled = compile_schedule(schedule, pp, vpp, microbatches, times)
     return [(compiled.local_stages[rank], compiled.in_flight[rank]) for rank in range(compiled.ranks)]
 
 
@@ -283,4 +400,4 @@ def local_stages(schedule: str, pp: int, vpp: int) -> list[list[int]]:
 
 def busy_seconds(schedule: str, pp: int, vpp: int, microbatches: int, times: StageTimes) -> list[float]:
     """Seconds that every rank works."""
-    return _run(compile_schedule(schedule, pp, vpp, microbatches), times)[1]
+    return _run(compile_schedule(schedule, pp, vpp, microbatches, times), times)[1]

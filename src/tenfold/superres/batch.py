@@ -98,9 +98,11 @@ def find_sources(
     suffixes = images.READABLE_SUFFIXES | (video.READABLE_SUFFIXES if films else frozenset())
     if not paths:
         raise UserError("give at least one file, folder or pattern")
-    output = output.resolve()
+    output = _real(output)
     found: dict[Path, Source] = {}
     for text in paths:
+        if not str(text):
+            raise UserError("an empty name stands for no file: give a file, a folder or a pattern")
         path = Path(text)
         if path.is_dir():
             members = _files_in(path, recursive)
@@ -121,17 +123,18 @@ def find_sources(
         else:
             raise UserError(f"{path}: no such file or folder")
         for source in sources:
-            if source.named or source.path.resolve() not in found:
-                found[source.path.resolve()] = source
+            place = _real(source.path)
+            if source.named or place not in found:
+                found[place] = source
     return list(found.values())
 
 
 def plan(sources: Sequence[Source], output: Path, suffix_of: Callable[[Source], str], tag: str) -> list[Job]:
     """Give every source a target of its own.
 
-    A target has its source's name. In the folder where the source itself lies, `tag` is added, and results of earlier
-    runs are no sources. Sources that would share a target (`a.png` and `a.jpg`) get their old suffix into the name
-    (`a_png.png`, `a_jpg.png`), then numbers.
+    A target has its source's name. Sources that would share a target (`a.png` and `a.jpg`) get their old suffix into
+    the name (`a_png.png`, `a_jpg.png`), then numbers. In the folder where the source itself lies, `tag` is added last,
+    and results of earlier runs are no sources.
 
     Args:
         sources: the files.
@@ -140,51 +143,68 @@ def plan(sources: Sequence[Source], output: Path, suffix_of: Callable[[Source], 
         tag: such as `-x2`.
 
     Raises:
-        UserError: a target that is one of the sources, or one file name for several sources.
+        UserError: a target that is one of the sources; one file name for several sources, or one of another kind.
     """
-    if output.suffix.lower() in _TARGET_SUFFIXES and not output.is_dir():
+    suffix = output.suffix.lower()
+    if suffix in _FILE_SUFFIXES and not output.is_dir():
         if len(sources) != 1:
             raise UserError(f"{output}: names one file, but there are {len(sources)} inputs; give a folder")
+        kind, writable = ("film", _FILM_SUFFIXES) if sources[0].is_video else ("picture", _PICTURE_SUFFIXES)
+        if suffix not in writable:
+            raise UserError(f"{output}: a {kind} is not written as {suffix}; use {', '.join(sorted(writable))}")
         jobs = [Job(sources[0], output)]
     else:
         jobs = _plan_folder(sources, output, suffix_of, tag)
-    own = {os.path.realpath(job.source.path) for job in jobs}
+    own = {_real(job.source.path) for job in jobs}
     for job in jobs:
-        if os.path.realpath(job.target) in own:
+        if _real(job.target) in own:
             raise UserError(f"{job.target}: is an input and would be overwritten; choose another output folder")
     return jobs
 
 
-_TARGET_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".mp4", ".mov", ".mkv", ".webm"}
+_PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff"})
+_FILM_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm"})
+# An output that ends so is meant as a file, whether or not it can be written.
+_FILE_SUFFIXES = _PICTURE_SUFFIXES | _FILM_SUFFIXES | images.READABLE_SUFFIXES | video.READABLE_SUFFIXES
 
 
 def _plan_folder(sources: Sequence[Source], output: Path, suffix_of: Callable[[Source], str], tag: str) -> list[Job]:
-    names = {(source.path.parent.resolve(), source.path.stem) for source in sources}
+    # Names that results of an earlier run carry before their tag.
+    names = {
+        (_real(source.path.parent), name)
+        for source in sources
+        for name in (source.path.stem, f"{source.path.stem}_{source.path.suffix[1:]}")
+    }
     kept, stems = [], []
     for source in sources:
-        folder, stem, place = output / source.below, source.path.stem, source.path.parent.resolve()
-        beside = place == folder.resolve()
-        if beside and not source.named and stem.endswith(tag) and (place, stem.removesuffix(tag)) in names:
+        folder, stem, place = output / source.below, source.path.stem, _real(source.path.parent)
+        beside = place == _real(folder)
+        if beside and tag and not source.named and stem.endswith(tag) and (place, stem.removesuffix(tag)) in names:
             continue
         kept.append(source)
-        stems.append((folder, stem + (tag if beside else ""), suffix_of(source)))
+        stems.append((folder, stem, (tag if beside else "") + suffix_of(source)))
     shared = Counter(_key(*stem) for stem in stems)
     taken: set[str] = set()
     jobs = []
-    for source, (folder, stem, suffix) in zip(kept, stems, strict=True):
-        if shared[_key(folder, stem, suffix)] > 1:
+    for source, (folder, stem, ending) in zip(kept, stems, strict=True):
+        if shared[_key(folder, stem, ending)] > 1:
             stem = f"{stem}_{source.path.suffix[1:]}"
         unique, number = stem, 2
-        while _key(folder, unique, suffix) in taken:
+        while _key(folder, unique, ending) in taken:
             unique, number = f"{stem}-{number}", number + 1
-        taken.add(_key(folder, unique, suffix))
-        jobs.append(Job(source, folder / (unique + suffix)))
+        taken.add(_key(folder, unique, ending))
+        jobs.append(Job(source, folder / (unique + ending)))
     return jobs
 
 
-def _key(folder: Path, stem: str, suffix: str) -> str:
+def _real(path: Path) -> Path:
+    """Absolute, without links. `Path.resolve` raises RuntimeError for links that lead in a circle."""
+    return Path(os.path.realpath(path))
+
+
+def _key(folder: Path, stem: str, ending: str) -> str:
     """Equal for names that a file system without upper and lower case takes for one."""
-    return str(folder / (stem + suffix)).casefold()
+    return str(folder / (stem + ending)).casefold()
 
 
 def take_shard(jobs: Sequence[Job], shard: str | None) -> list[Job]:
@@ -210,6 +230,8 @@ def run(jobs: Sequence[Job], work: Callable[[Job, Report], Outcome], title: str,
         UserError: nothing could be done; or a disk that refuses.
         PartialFailure: some files failed; it carries the report.
     """
+    if not jobs:
+        console.say(f"{title}: there is nothing to do")
     for folder in {job.target.parent for job in jobs}:
         check_writable(folder)
     reports = []
@@ -242,7 +264,10 @@ def _run_one(job: Job, work: Callable[[Job, Report], Outcome], report: Report, s
     except DiskError:
         raise
     except UserError as error:
-        return FileReport(source, target, "failed", error=str(error))
+        text = str(error)
+        if str(source) not in text and str(target) not in text:
+            text = f"{source}: {text}"  # what looks at pixels does not know whose they are
+        return FileReport(source, target, "failed", error=text)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "memory" not in str(error):
             raise
@@ -280,5 +305,5 @@ def _is_wanted(path: Path, suffixes: frozenset[str], output: Path, root: Path) -
         return False
     if any(part.startswith(".") and part not in (".", "..") for part in path.relative_to(root).parts):
         return False
-    inside = output in path.resolve().parents
-    return not inside or output == root.resolve() or output in root.resolve().parents
+    inside = output in _real(path).parents
+    return not inside or output == _real(root) or output in _real(root).parents

@@ -246,8 +246,52 @@ def build(loaded: checkpoint.Checkpoint, given: Mapping[str, Any] | None = None)
     except UserError as error:
         raise UserError(f"{loaded.origin}: {error}") from None
     model = HiT(config)
-    checkpoint.load_into(model, to_ours(official), loaded.origin)
+    checkpoint.load_into(model, to_ours(official), loaded.origin, str if ours else _rename_to_official)
     return model.eval()
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+    """What a checkpoint is. Windows are (height, width) in pixels, one for each layer of a block."""
+
+    origin: str
+    architecture: str
+    scale: int
+    channels: int
+    parameters: int
+    bytes: int
+    width: int
+    depths: tuple[int, ...]
+    heads: tuple[int, ...]
+    windows: tuple[tuple[int, int], ...]
+    reconstruction: str
+    licence: str
+
+
+def inspect_checkpoint(name_or_path: str) -> Inspection:
+    """Say what a checkpoint is; arguments and errors as `load_model`, which is as strict."""
+    loaded = checkpoint.load(name_or_path, MODELS, "tenfold.superres")
+    model = build(loaded)
+    config = model.config
+    return Inspection(
+        origin=loaded.origin,
+        architecture=f"HiT-{config.variant.upper()}",
+        scale=config.scale,
+        channels=config.channels,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        bytes=sum(tensor.numel() * tensor.element_size() for tensor in loaded.tensors.values()),
+        width=config.width,
+        depths=config.depths,
+        heads=config.heads,
+        windows=config.windows,
+        reconstruction=config.reconstruction,
+        licence=licence(loaded),
+    )
+
+
+def licence(loaded: checkpoint.Checkpoint) -> str:
+    """Licence of weights: of their table entry, else as the file states it."""
+    return loaded.entry.licence if loaded.entry else loaded.metadata.get("licence", "not stated in the file")
 
 
 def official_arguments(config: HiTConfig) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
@@ -207,25 +206,7 @@ def evaluate(
     return result
 
 
-@dataclass(frozen=True)
-class Inspection:
-    """What a checkpoint is. Windows are (height, width) in pixels, one for each layer of a block."""
-
-    origin: str
-    architecture: str
-    scale: int
-    channels: int
-    parameters: int
-    bytes: int
-    width: int
-    depths: tuple[int, ...]
-    heads: tuple[int, ...]
-    windows: tuple[tuple[int, int], ...]
-    reconstruction: str
-    licence: str
-
-
-def inspect(checkpoint: Positional[str]) -> Inspection:
+def inspect(checkpoint: Positional[str]) -> object:
     """Say what a checkpoint is: architecture, scale, size, licence. Everything is told from its keys and shapes.
 
     Args:
@@ -234,27 +215,9 @@ def inspect(checkpoint: Positional[str]) -> Inspection:
     Example:
         tenfold superres inspect HiT-SRF-4x.pth
     """
-    from tenfold.core import checkpoint as files
-    from tenfold.superres.checkpoint import build
-    from tenfold.superres.config import MODELS
+    from tenfold.superres.checkpoint import inspect_checkpoint
 
-    loaded = files.load(checkpoint, MODELS, "tenfold.superres")
-    model = build(loaded)  # strict: a key too many or too few is said here
-    config = model.config
-    found = Inspection(
-        origin=loaded.origin,
-        architecture=f"HiT-{config.variant.upper()}",
-        scale=config.scale,
-        channels=config.channels,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        bytes=sum(tensor.numel() * tensor.element_size() for tensor in loaded.tensors.values()),
-        width=config.width,
-        depths=config.depths,
-        heads=config.heads,
-        windows=config.windows,
-        reconstruction=config.reconstruction,
-        licence=loaded.entry.licence if loaded.entry else loaded.metadata.get("licence", "not stated in the file"),
-    )
+    found = inspect_checkpoint(checkpoint)
     windows = " ".join(f"{height}x{width}" for height, width in found.windows)
     console.table(
         ("what", "value"),
@@ -401,7 +364,7 @@ def export(model: Positional[str], output: Annotated[Path, arg(aliases=["-o"])])
     from tenfold.core import checkpoint as files
     from tenfold.core.devices import set_threads
     from tenfold.superres import onnx_file
-    from tenfold.superres.checkpoint import build
+    from tenfold.superres.checkpoint import build, licence
     from tenfold.superres.config import MODELS
 
     set_threads()
@@ -411,7 +374,7 @@ def export(model: Positional[str], output: Annotated[Path, arg(aliases=["-o"])])
     metadata = {
         "architecture": f"HiT-{config.variant.upper()}",
         "scale": str(config.scale),
-        "licence": loaded.entry.licence if loaded.entry else loaded.metadata.get("licence", "not stated"),
+        "licence": licence(loaded),
     }
     result = onnx_file.write(network, output, metadata)
     console.table(

@@ -115,6 +115,8 @@ class TrainConfig:
             raise ValueError(f"learning_rate: {self.learning_rate} is not a positive number")
         if self.patch < 1:
             raise ValueError(f"patch: {self.patch} pixels a side are no patch")
+        if self.seed < 0:
+            raise ValueError(f"seed: {self.seed} is negative")
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def _short_side(path: Path) -> int:
             return min(image.size)
     except Image.DecompressionBombError:
         return min(image_files.read(path).pixels.shape[:2])  # it says whether so large an image is allowed
-    except OSError:
+    except Exception:  # Pillow raises anything on damaged headers
         raise UserError(f"{path}: not a readable image") from None
 
 

@@ -184,7 +184,7 @@ def _images_by_stem(folder: Path) -> dict[str, Path]:
         raise UserError(f"{folder}: no such folder of images")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in images.READABLE_SUFFIXES and not path.name.startswith("."):
+        if path.suffix.lower() in images.READABLE_SUFFIXES and not path.name.startswith(".") and not path.is_dir():
             if path.stem in found:
                 raise UserError(
                     f"{folder}: {found[path.stem].name} and {path.name} are two images of one name; keep one"
@@ -236,21 +236,32 @@ def evaluate_pairs(
     rows = []
     with console.progress("evaluate", total=len(pairs)) as bar:
         for pair in pairs:
-            reference = _read_rgb8(pair.high_res)
-            if upscale is None:
-                assert pair.other is not None
-                output = _read_rgb8(pair.other)
-            else:
-                source = make_low_res(reference, scale, border) if pair.other is None else _read_rgb8(pair.other)
-                _check_fit(pair, reference, (source.shape[0] * scale, source.shape[1] * scale), scale)
-                output = upscale(source)
-            _check_fit(pair, reference, output.shape[:2], scale)
-            reference = reference[: output.shape[0], : output.shape[1]]
-            score = score_image(pair.name, output, reference, scale)
-            rows.append(replace(score, lpips=perceptual(output, reference)) if perceptual else score)
+            try:
+                rows.append(_score_pair(pair, upscale, scale, border, perceptual))
+            except UserError as error:  # of pixels, whose file is known only here; readers name it themselves
+                named = pair.high_res.name in str(error) or (pair.other and pair.other.name in str(error))
+                raise error if named else UserError(f"{pair.high_res}: {error}") from None
             bar.advance(note=f"{pair.name} {rows[-1].psnr_y:.2f} dB")
     origin = str(super_res or low_res or f"made by imresize_matlab, {border} border")
     return EvaluationResult(scale=scale, low_res=origin, images=tuple(rows), mean=_mean(rows))
+
+
+def _score_pair(
+    pair: Pair, upscale: Upscale | None, scale: int, border: Border, perceptual: Distance | None
+) -> ImageScore:
+    """One row of `evaluate_pairs`, whose arguments these are."""
+    reference = _read_rgb8(pair.high_res)
+    if upscale is None:
+        assert pair.other is not None
+        output = _read_rgb8(pair.other)
+    else:
+        source = make_low_res(reference, scale, border) if pair.other is None else _read_rgb8(pair.other)
+        _check_fit(pair, reference, (source.shape[0] * scale, source.shape[1] * scale), scale)
+        output = upscale(source)
+    _check_fit(pair, reference, output.shape[:2], scale)
+    reference = reference[: output.shape[0], : output.shape[1]]
+    score = score_image(pair.name, output, reference, scale)
+    return replace(score, lpips=perceptual(output, reference)) if perceptual else score
 
 
 def load_lpips(device: str = "cpu") -> Distance:

@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -22,12 +23,14 @@ import torch
 from torch import nn
 
 from tenfold.core.console import UserError, say, table
+from tenfold.core.files import check_writable
 from tenfold.core.plots import plot_lines, save_plot
 from tenfold.core.results import Table, write_results
 from tenfold.core.training import FitConfig, constant, fit
 from tenfold.superres.config import HiTConfig, TrainConfig
 from tenfold.superres.cost import CostRow, cost_sweep
 from tenfold.superres.data import PatchPairs
+from tenfold.superres.evaluation import find_pairs
 from tenfold.superres.training import Validation, initialise_bicubic_path, l1_loss, make_model, make_optimizer
 
 PAPER_GAIN = "+0.26 dB on Urban100 x2 (HiT-SIR against SwinIR-Light, 500k steps)"
@@ -81,15 +84,9 @@ def hit_arm(ratios: tuple[float, ...]) -> Callable[[QualityConfig, int], nn.Modu
 
 
 def swinir_arm(config: QualityConfig, seed: int) -> nn.Module:
-    """SwinIR-light's design (window 8, shifted windows, softmax attention) at the arms' width and depth.
+    """SwinIR-light's design (window 8, shifted windows, softmax attention) at the arms' width and depth."""
+    from spandrel.architectures.SwinIR import SwinIR
 
-    Raises:
-        UserError: spandrel, whose SwinIR is used, is not installed.
-    """
-    try:
-        from spandrel.architectures.SwinIR import SwinIR
-    except ImportError:
-        raise UserError("the SwinIR arm needs spandrel: pip install 'tenfold[bench]'") from None
     torch.manual_seed(seed)
     model = SwinIR(
         upscale=config.scale,
@@ -212,7 +209,7 @@ def quality_tables(curves: Sequence[Curve]) -> list[Table]:
             for name in names:
                 gains = [run.at(axis, limit, name) - run.psnr_y[name][0] for run in runs]
                 spread = f" ± {stdev(gains):.2f}" if len(gains) > 1 else ""
-                row.append(f"+{fmean(gains):.2f}{spread} ({', '.join(f'{gain:.2f}' for gain in gains)})")
+                row.append(f"{fmean(gains):+.2f}{spread} ({', '.join(f'{gain:.2f}' for gain in gains)})")
             rows.append(row)
         tables.append(
             Table(
@@ -271,10 +268,12 @@ def reproduce(
         The written object.
 
     Raises:
-        UserError: no seed; images that are missing or cannot be read.
+        UserError: no seed, no time; images that are missing or cannot be read; spandrel, which the SwinIR arm needs, is
+            not installed; a folder that cannot be written to. All of it before the work.
     """
-    if "quality" in parts and not quality.seeds:
-        raise UserError("the quality part needs at least one seed")
+    if "quality" in parts:
+        _check_quality(quality, images, evaluation)
+    check_writable(output.parent)
     started = time.time()
     tables: list[Table] = []
     curves: list[Curve] = []
@@ -310,6 +309,22 @@ def reproduce(
         paper={"speed": PAPER_SPEED, "quality": PAPER_GAIN},
         curves=curves,
     )
+
+
+def _check_quality(
+    config: QualityConfig, images: Sequence[Path], evaluation: Mapping[str, tuple[Path, Path | None]]
+) -> None:
+    """Raise for what would otherwise come up after hours, when the third network is to be trained."""
+    if not config.seeds or min(config.seeds) < 0:
+        raise UserError("the quality part needs at least one seed, and none below 0")
+    if not config.minutes > 0:
+        raise UserError(f"the quality part needs time: --minutes {config.minutes:g} is none")
+    for folder in images:
+        find_pairs(folder, None, config.scale)
+    for high_res, low_res in evaluation.values():
+        find_pairs(high_res, low_res, config.scale)
+    if find_spec("spandrel") is None:
+        raise UserError("the SwinIR arm needs spandrel: pip install 'tenfold[bench]'")
 
 
 def quality_plot(curves: Sequence[Curve], name: str) -> Any:

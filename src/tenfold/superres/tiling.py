@@ -105,7 +105,7 @@ def largest_tile(config: HiTConfig, height: int, width: int, budget: int) -> int
     if free <= 0:
         raise UserError(
             f"the {config.scale * width}x{config.scale * height} result takes "
-            f"{result_bytes(config, height, width) / 2**30:.1f} GiB and {budget / 2**30:.1f} GiB are allowed: raise "
+            f"{result_bytes(config, height, width) / 1e6:,.3f} MB and {budget / 1e6:,.3f} MB are allowed: raise "
             "--memory, or cut the picture"
         )
     step = grid(config)

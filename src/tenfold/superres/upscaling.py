@@ -54,6 +54,8 @@ class UpscaleWork:
     """The work of `batch.run`: makes a job's target. Networks are loaded when the first file needs them."""
 
     def __init__(self, settings: Settings) -> None:
+        if not 1 <= settings.quality <= 100:  # now, and not after the first picture was computed
+            raise UserError(f"quality must be between 1 and 100, not {settings.quality}")
         self.settings = settings
         self._upscalers: dict[str, Upscaler] = {}
 
@@ -75,8 +77,10 @@ class UpscaleWork:
             UserError: no network of the wanted scale.
         """
         settings = self.settings
-        name = settings.model or f"tenfold-x{settings.scale or self._embedded_scale(size)}"
-        if settings.scale and not settings.model and settings.scale not in EMBEDDED_SCALES:
+        name = settings.model
+        if name is None:
+            name = f"tenfold-x{settings.scale or self._embedded_scale(size)}"
+        if settings.scale and settings.model is None and settings.scale not in EMBEDDED_SCALES:
             offered = ", ".join(f"x{scale}" for scale in EMBEDDED_SCALES)
             raise UserError(f"no built-in network for x{settings.scale} (there is {offered}): give --model hit-srf-x3")
         names = {entry.name for entry in MODELS}

@@ -1,0 +1,97 @@
+"""The room's station: the built-in corpus is indexed, questions of one to three hops are answered by a script that
+follows their paths, and one run is shown turn by turn."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from tenfold.agent import viewer
+from tenfold.agent.agent import Agent, Answer
+from tenfold.agent.data import Question, embedded_corpus, embedded_questions
+from tenfold.agent.engines import Local
+from tenfold.agent.evaluation import evaluate, spread
+from tenfold.agent.index import LocalIndex
+from tenfold.agent.oracle import oracle
+from tenfold.core.report import Figure, Station, interactive_panel, plot_lines, plot_panel, table_panel
+
+_QUESTIONS = 81
+
+
+def tour(workdir: Path) -> Station:
+    """Run the station.
+
+    Args:
+        workdir: where the index is made.
+    """
+    built = LocalIndex.build([embedded_corpus()], workdir / "index")
+    index = LocalIndex.load(workdir / "index")
+    questions = spread(embedded_questions(), _QUESTIONS)
+    started = time.perf_counter()
+    for question in questions:
+        index.search(question.question, 2)
+    per_query_ms = 1_000 * (time.perf_counter() - started) / len(questions)
+    answers: dict[str, Answer] = {}
+
+    def keep(question: Question, answer: Answer) -> None:
+        answers[question.id] = answer
+
+    report, rows = evaluate(Agent(oracle(questions), [Local(index)]), questions, on_answer=keep)
+    deepest = max(rows, key=lambda row: (row.correct, row.rounds))
+    hops = [float(level.difficulty) for level in report.levels]
+    plot = plot_lines(
+        {
+            "scripted policy": (hops, [level.rounds.mean for level in report.levels]),
+            "one round for each hop": (hops, hops),
+        },
+        "hops of the question",
+        "rounds of search",
+    )
+    shown = [answers[row.id] for row in rows if row.correct][:: max(1, len(rows) // 5)][:5]
+    supported, correct = report.metrics["supported"].mean, report.metrics["correct"].mean
+    return Station(
+        room="agent",
+        title="An agent that searches, verifies and cites",
+        paper="DeepDiver: Adaptive Search Intensity Scaling via Open-Web Reinforcement Learning, NeurIPS 2025, "
+        "arXiv 2505.24332",
+        claim="Trained by reinforcement on real pages, a 7B model searches more where a question is harder, and "
+        "reaches models that are a hundred times as large.",
+        command='tenfold agent ask "Who ...?" --llm http://localhost:8000/v1 --engine local:index --trace run.jsonl',
+        panels=[
+            plot_panel(
+                plot,
+                "Line: rounds of search grow with the hops of the question, one for one.",
+                f"{report.questions} questions over the built-in corpus. The policy is a script that follows each "
+                "question's path: this shows that loop, search and citations work, not that a model has learned.",
+            ),
+            interactive_panel(
+                viewer.render_html(answers[deepest.id].trace),
+                "The record of one run",
+                f"The record of one run of {deepest.rounds} rounds, as `tenfold agent trace view` writes it.",
+                height_px=560,
+            ),
+            table_panel(
+                ["question", "answer", "rounds", "the words that it rests on"],
+                [
+                    (
+                        answer.question,
+                        answer.answer,
+                        answer.rounds,
+                        answer.citations[0].quote[:160] if answer.citations else "-",
+                    )
+                    for answer in shown
+                ],
+                "Answers with their sources' own words.",
+            ),
+        ],
+        figures=[
+            Figure("answered right", f"{100 * correct:.1f}", "%", f"{report.questions} questions"),
+            Figure("citations that their source carries", f"{100 * supported:.0f}", "%"),
+            Figure("pages indexed", f"{built.documents:,}", "", f"in {built.seconds:.1f} s"),
+            Figure("a query", f"{per_query_ms:.2f}", "ms", "mean over the questions"),
+        ],
+        notes=(
+            "Corpus: first paragraphs of Wikipedia articles, CC BY-SA 4.0, by the authors of Wikipedia.",
+            "No language model is at work here; `ask` and `evaluate` take any OpenAI-compatible endpoint.",
+        ),
+    )
