@@ -285,21 +285,7 @@ class Decoder(nn.Module):
         Returns:
             Logits (B, T, V).
         """
-        self.embed.sparse = self._has_dense_gradient()
-        try:
-            hidden = self.hidden(tokens, documents, cache, positions)
-        finally:
-            self.embed.sparse = False
-        return self.logits(hidden)
-
-    def _has_dense_gradient(self) -> bool:
-        """Whether the embedding's gradient may be sparse, because the output matrix adds a dense one.
-
-        torch then adds the few rows in place, where it would make, fill and add a second matrix of V x d.
-        """
-        weight = self.embed.weight
-        plain = type(weight) is nn.Parameter and weight.is_cpu and not torch.compiler.is_compiling()
-        return plain and self.lm_head.weight is weight
+        return self.logits(self.hidden(tokens, documents, cache, positions))
 
 
 # --- Initialisation ---------------------------------------------------------------------------------------------------
