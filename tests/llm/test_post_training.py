@@ -179,11 +179,11 @@ def test_grpo_raises_the_reward(model: Path, tmp_path: Path) -> None:
     """A reward that random bytes earn now and then: some letter or digit in four bytes."""
     pytest.importorskip("trl")
     data = write_lines(tmp_path / "d.jsonl", [{"prompt": f"{a}+{b}="} for a, b in SUMS])
-    settings = PostTraining("grpo", 12, batch=32, group=16, completion=4, learning_rate=1e-2)
+    settings = PostTraining("grpo", 16, batch=64, group=32, completion=4, learning_rate=5e-2)
     post_train(model, data, tmp_path / "out", settings, ("regex:[a-z0-9]",), device="cpu")
     history = json.loads((tmp_path / "out" / "metrics.json").read_text())["history"]
     rewards = [row["reward"] for row in history]
-    assert len(rewards) == 12
+    assert len(rewards) == 16
     assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.2, rewards
 
 
