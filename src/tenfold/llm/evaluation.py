@@ -84,8 +84,8 @@ def score_text(
         raise UserError(f"context {context}: give 2 to {model.context} tokens, which is the model's own")
     if not 1 <= stride <= context:
         raise UserError(f"stride {stride}: give 1 to {context} tokens, the length of a window")
-    if batch < 1 or (limit is not None and limit < 2):
-        raise UserError(f"batch {batch}, limit {limit}: give at least 1 window at a time, and 2 tokens of the text")
+    if batch < 1 or (limit is not None and limit < 1):
+        raise UserError(f"batch {batch}, limit {limit}: give numbers from 1 on")
     ids = model.tokenizer.encode(text)[:limit]
     if len(ids) < 2:
         raise UserError(f"the text has {len(ids)} token(s): at least 2 are needed to predict one from another")
