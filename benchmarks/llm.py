@@ -69,12 +69,18 @@ def their_model(model: Decoder) -> Any:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
+def in_turn(runs: dict[str, Any], turn: int) -> list[tuple[str, Any]]:
+    """Runs in the order of this turn, so that none always comes first."""
+    order = list(runs.items())
+    return order[::-1] if turn % 2 else order
+
+
 def take_turns(runs: dict[str, Run], turns: int, label: str) -> dict[str, list[Clock]]:
-    """Seconds of each run in each turn, after one turn that does not count."""
+    """Seconds of each run in each turn, after one turn that does not count; every other turn is the other way round."""
     seconds: dict[str, list[Clock]] = {name: [] for name in runs}
     with console.progress(label, (turns + 1) * len(runs)) as bar:
         for turn in range(turns + 1):
-            for name, run in runs.items():
+            for name, run in in_turn(runs, turn):
                 wall, processor = time.perf_counter(), time.process_time()
                 run()
                 if turn:
@@ -164,14 +170,15 @@ def decoding(model: Decoder, theirs: Any, prompt: int, count: int, turns: int) -
     """Time from the first token to the last."""
     ids = prompt_of(model.config, prompt)
     join_weights(model)
+    writers: dict[str, Callable[[], tuple[list[int], Clock]]] = {
+        OURS: lambda: our_continuation(model, ids, count),
+        THEIRS: lambda: their_continuation(theirs, ids, count),
+    }
     texts: dict[str, list[int]] = {}
     seconds: dict[str, list[Clock]] = {OURS: [], THEIRS: []}
     with console.progress("decode", turns + 1) as bar:
         for turn in range(turns + 1):
-            for name, write in (
-                (OURS, lambda: our_continuation(model, ids, count)),
-                (THEIRS, lambda: their_continuation(theirs, ids, count)),
-            ):
+            for name, write in in_turn(writers, turn):
                 texts[name], taken = write()
                 if turn:  # the first does not count
                     seconds[name].append(taken)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import http.client
 import re
 import sys
 import urllib.error
@@ -66,7 +67,7 @@ def fetch(book: Book, folder: Path | None) -> str:
         except urllib.error.HTTPError as error:
             if error.code != 404:
                 raise SystemExit(f"{book.repository}: GitHub answered with status {error.code}") from None
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             raise SystemExit(f"{book.repository}: cannot be downloaded ({error}); give a folder with --books") from None
     where = folder or f"github.com/GITenberg/{book.repository}"
     raise SystemExit(f"{where}: has none of {', '.join(book.files)}")

@@ -125,6 +125,10 @@ FURTHER["llm"] = {
     "windows.py": "windows of one text: random ones to train on, side by side to score",
     "inspection.py": "the report on a run or a model: stability's quantities, drawn",
     "experiments.py": "one small run of reproduce and what came of it",
+    "training_verbs.py": "the verbs that train",
+    "model_verbs.py": "the verbs that use a trained model",
+    "verb_inputs.py": "what several verbs take",
+    "vllm_plugin.py": "what vLLM asks when it starts",
 }
 DATA_FOLDERS = {"weights", "assets"}
 # Rooms that may use another room: pruning prunes the models of llm.

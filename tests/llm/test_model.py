@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tenfold.llm import attention
 from tenfold.llm.attention import Documents, attend
 from tenfold.llm.cache import Cache
 from tenfold.llm.checkpoint import layout_of, load_model
@@ -209,6 +210,58 @@ print(peak() - before)
     assert (
         int(done.stdout) < 8192 * 8192
     )  # bytes of a boolean mask; in float32 the scores of one head take 4 times that
+
+
+@pytest.mark.parametrize("kind", ["window", "past", "softcap"])
+def test_no_mask_of_all_pairs_exists_where_attention_needs_masks(kind):
+    """8192 tokens with a window, after a cached past, and with bounded scores: by block, forward and backward."""
+    length, generator = 8192, torch.Generator().manual_seed(0)
+    new = length - 100 if kind == "past" else length
+    q = torch.randn(1, 2, new, 8, generator=generator, requires_grad=True)
+    k, v = (torch.randn(1, 1, length, 8, generator=generator, requires_grad=True) for _ in range(2))
+    kept: dict[int, int] = {}
+    with LargestTensor() as seen, torch.autograd.graph.saved_tensors_hooks(lambda t: note(kept, t), lambda t: t):
+        settings = {"window": {"window": 300}, "softcap": {"softcap": 5.0}}.get(kind, {})
+        output = attend(q, k, v, 0.3, **settings)
+        output.sum().backward()
+    assert seen.elements <= 2 * 2**20  # a block's scores of two heads; all pairs would be 67 M of each head
+    if kind != "past":  # whose queries all see nearly all keys
+        assert sum(kept.values()) < length * length / 4  # bytes
+    # Some rows, against a softmax over what they see.
+    for row in (0, 1, 299, 300, 4096, new - 1):
+        last = row + length - new
+        first = max(0, last - 299) if kind == "window" else 0
+        scores = q[0, :, row] @ k[0, 0, first : last + 1].T * 0.3
+        if kind == "softcap":
+            scores = 5 * torch.tanh(scores / 5)
+        assert (output[0, :, row] - scores.softmax(-1) @ v[0, 0, first : last + 1]).abs().max() < 1e-5
+
+
+def note(kept: dict[int, int], tensor: torch.Tensor) -> torch.Tensor:
+    kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    return tensor
+
+
+@given(
+    past=st.integers(0, 20),
+    length=st.integers(1, 20),
+    window=st.sampled_from([0, 1, 3, 7]),
+    softcap=st.sampled_from([0.0, 2.0]),
+    pairs=st.sampled_from([1, 30, 90]),
+)
+@settings(max_examples=25, deadline=None)
+def test_attention_by_blocks_equals_attention_at_once(past, length, window, softcap, pairs):
+    generator = torch.Generator().manual_seed(length)
+    q = torch.randn(2, 4, length, 6, generator=generator, requires_grad=True)
+    k, v = (torch.randn(2, 2, past + length, 6, generator=generator, requires_grad=True) for _ in range(2))
+    whole = attention.causal_attention(q, k, v, 0.3, window, softcap)
+    wanted = torch.autograd.grad(whole.square().sum(), (q, k, v))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "_PAIRS", pairs)
+        blocks = attention.causal_attention(q, k, v, 0.3, window, softcap)
+        found = torch.autograd.grad(blocks.square().sum(), (q, k, v))
+    assert (whole - blocks).abs().max() < 1e-5
+    assert all((a - b).abs().max() < 1e-5 * max(1.0, a.abs().max().item()) for a, b in zip(wanted, found, strict=True))
 
 
 # --- the cache --------------------------------------------------------------------------------------------------------

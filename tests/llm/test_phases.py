@@ -127,7 +127,7 @@ def test_a_run_does_not_start_in_the_middle() -> None:
         ({"batch": ((5, 1),)}, "rising from 0"),
         ({"batch": ((0, 1), (50, 2), (50, 3))}, "rising from 0"),
         ({"batch": ((0, 1), (100, 2))}, "to below 100"),
-        ({"learning_rate": 0.0}, "learning_rate 0.0"),
+        ({"learning_rate": 0.0}, "learning rates from 0.0"),
     ],
 )
 def test_a_phase_that_makes_no_sense_is_refused(changes: dict, words: str) -> None:

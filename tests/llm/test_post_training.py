@@ -156,7 +156,7 @@ def test_sft_lowers_the_loss_and_leaves_a_folder_that_loads(model: Path, tmp_pat
     assert [row["step"] for row in history] == [1, 2, 3]
 
 
-def test_grpo_raises_the_reward_and_goes_on_from_its_checkpoint(model: Path, tmp_path: Path) -> None:
+def test_grpo_trains_on_the_sum_of_its_rewards_and_goes_on_from_its_checkpoint(model: Path, tmp_path: Path) -> None:
     pytest.importorskip("trl")
     data = write_lines(tmp_path / "d.jsonl", [{"prompt": f"{a}+{b}=", "answer": a + b} for a, b in SUMS])
     settings = PostTraining("grpo", 3, batch=4, group=2, completion=4, learning_rate=1e-2, checkpoint_every=2)
@@ -173,6 +173,18 @@ def test_grpo_raises_the_reward_and_goes_on_from_its_checkpoint(model: Path, tmp
     assert again.steps == 3 and again.first["step"] == 1
     with pytest.raises(UserError, match="belongs to a run with other settings or data"):
         post_train(model, data, tmp_path / "out", settings, ("numeric",), device="cpu")
+
+
+def test_grpo_raises_the_reward(model: Path, tmp_path: Path) -> None:
+    """A reward that random bytes earn now and then: some letter or digit in four bytes."""
+    pytest.importorskip("trl")
+    data = write_lines(tmp_path / "d.jsonl", [{"prompt": f"{a}+{b}="} for a, b in SUMS])
+    settings = PostTraining("grpo", 16, batch=64, group=32, completion=4, learning_rate=5e-2)
+    post_train(model, data, tmp_path / "out", settings, ("regex:[a-z0-9]",), device="cpu")
+    history = json.loads((tmp_path / "out" / "metrics.json").read_text())["history"]
+    rewards = [row["reward"] for row in history]
+    assert len(rewards) == 16
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.2, rewards
 
 
 def test_the_verb_prints_what_came_of_it(model: Path, tmp_path: Path, capsys) -> None:

@@ -104,16 +104,32 @@ def kept_bytes(config: ModelConfig, tokens: torch.Tensor) -> int:
     return sum(kept.values())
 
 
-@pytest.mark.parametrize(("name", "norms"), [("dssn", 4), ("pre", 2)])
-def test_activations_are_what_autograd_keeps(name: str, norms: int) -> None:
-    deep = replace(VARIANTS[name], width=64, head_dim=16, ffn=160, layers=6)
-    tokens = torch.randint(96, (2, 64))
-    a_layer = (kept_bytes(deep, tokens) - kept_bytes(replace(deep, layers=2), tokens)) / 4 / tokens.numel()
-    # The CPU keeps more than the fused kernels of accelerators, which the estimate is for: the scale of every norm, and
-    # for queries and for keys a table of cosines and sines, which the rows of a batch share.
-    tables = 2 * 2 * deep.rotary_channels // len(tokens)
-    unfused = 4 * (norms + tables)
-    assert scale.activation_bytes_per_token(deep, bytes_each=4) + unfused == pytest.approx(a_layer, rel=0.01)
+WIDE = replace(SMALL, width=64, head_dim=16, ffn=160)
+KEPT = {
+    **{norm: replace(WIDE, norm=norm) for norm in ("pre", "sandwich", "dssn", "post")},
+    "tied": replace(WIDE, tied=True),
+    "biases": replace(WIDE, attention_bias=True, output_bias=True, mlp_bias=True),
+    "one key head": replace(WIDE, kv_heads=1),
+    "as many key heads": replace(WIDE, kv_heads=4),
+    "wide heads": replace(WIDE, head_dim=24, ffn=40),
+    "norms of heads": replace(WIDE, qk_norm=True),
+    "gate": replace(WIDE, attention_gate=True),
+    "afmoe": replace(WIDE, qk_norm=True, attention_gate=True, norm="sandwich"),
+}
+
+
+@pytest.mark.parametrize(("rows", "length"), [(1, 32), (2, 64), (4, 48)])
+@pytest.mark.parametrize("config", KEPT.values(), ids=KEPT)
+def test_activations_are_exactly_what_autograd_keeps(config: ModelConfig, rows: int, length: int) -> None:
+    tokens = torch.randint(96, (rows, length))
+    deep, shallow = (kept_bytes(replace(config, layers=layers), tokens) for layers in (3, 2))
+    # The estimate is for the fused kernels of accelerators. Beside it the CPU keeps the scale that every norm divides
+    # by, one number for each vector, and for queries and for keys the cosines and sines of the positions, of all
+    # channels that turn; these the rows of a batch share.
+    scales = (4 if config.has_post_norms else 2) + (config.heads + config.kv_heads if config.qk_norm else 0)
+    tables = 2 * 2 * config.rotary_channels * length
+    expected = (scale.activation_bytes_per_token(config, bytes_each=4) + 4 * scales) * tokens.numel() + 4 * tables
+    assert deep - shallow == expected
 
 
 def test_the_papers_pipeline_waits_as_long_as_the_paper_says() -> None:
@@ -191,3 +207,9 @@ def test_counting_imports_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert "133.9 B parameters" in done.stdout
+
+
+@pytest.mark.parametrize("number", [{"length": 0}, {"micro_batches": 0}])
+def test_inspect_refuses_sizes_that_are_none(number: dict[str, int]) -> None:
+    with pytest.raises(UserError, match="give numbers from 1 on"):
+        inspect("pangu-ultra-135b", **number)

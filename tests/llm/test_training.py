@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import signal
+import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -283,6 +287,16 @@ SHORT = ["--steps", "2", "--batch-size", "2", "--length", "16", "--device", "cpu
         ([*SMALL, *SHORT, "--text", "absent.txt"], "absent.txt: no such file"),
         ([*SMALL, *SHORT, "--vocabulary", "300"], "300"),
         ([*SMALL, *SHORT, "--recipe", "tenfold-tyni"], "did you mean tenfold-tiny"),
+        ([*SMALL, *SHORT, "--steps", "0"], "steps is 0, and should be 1 or more"),
+        ([*SMALL, *SHORT, "--batch-size", "0"], "batch is 0, and should be 1 or more"),
+        ([*SMALL, *SHORT, "--length", "0"], "length is 0, and should be 1 or more"),
+        ([*SMALL, *SHORT, "--learning-rate", "0"], "learning rates from 0.0 to 0.0 should be positive"),
+        ([*SMALL, *SHORT, "--learning-rate", "nan"], "learning rates from nan to nan should be positive"),
+        ([*SMALL, *SHORT, "--warmup", "-1"], "warmup_steps -1 is negative"),
+        ([*SMALL, *SHORT, "--accumulate", "0"], "accumulate: 0 is below 1"),
+        ([*SMALL, *SHORT, "--seed", "-1"], "seed: -1 is below 0"),
+        ([*SMALL, *SHORT, "--post-norm-eps", "-1"], "post_norm_eps: -1.0 is negative"),
+        ([*SMALL, *SHORT, "--peak-flops", "-1"], "--peak-flops -1.0: give a positive number"),
         (["gap.yaml"], "a gap between 'a' and 'b'"),
         (["base.yaml"], "rope_base 0.0 should be positive"),
     ],
@@ -318,3 +332,67 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(tmp_path: Path, book:
     small = replace(recipe(book), model=replace(MODEL, vocabulary=256))
     with pytest.raises(UserError, match="257 ids and the model a vocabulary of 256"):
         pretrain(small, tmp_path / "run", tokenizer=tmp_path / "bytes", device="cpu")
+
+
+def test_phases_over_the_same_text_have_rows_of_their_own(tmp_path: Path, book: Path) -> None:
+    phases = (phase_of("first", 0, 64), phase_of("second", 64, 128))
+    mixed = Recipe(replace(MODEL, vocabulary=257), TrainConfig(phases), (DataSource(str(book)),))
+    table = Timetable(phases)
+    book.write_text("".join(f"{number:07d}\n" for number in range(200)))  # no two rows are alike
+    first, second = (phase_rows(mixed, number, table, ByteTokenizer(), tmp_path / "tokens") for number in (0, 1))
+    begin, then = (part.batch(range(60))["tokens"] for part in (first, second))
+    assert (begin != then).any(1).float().mean() > 0.9
+    assert torch.equal(
+        phase_rows(mixed, 1, table, ByteTokenizer(), tmp_path / "tokens").batch(range(60))["tokens"], then
+    )
+
+
+# Prints what this process did that only one should do.
+WORK = """
+import sys
+from dataclasses import replace
+import torch
+from tenfold.core.console import UserError
+from tenfold.llm import shards, training
+from tenfold.llm.config import DataSource, ModelConfig, Recipe, TrainConfig
+from tenfold.llm.phases import single_phase
+
+train, split = training.train_tokenizer, shards.TextFiles._split
+training.train_tokenizer = lambda *arguments: (print("TRAINED"), train(*arguments))[1]
+shards.TextFiles._split = lambda *arguments: (print("SPLIT"), split(*arguments))[1]
+torch.set_num_threads(1)
+length = int(sys.argv[3])
+model = ModelConfig(vocabulary=280, width=16, layers=1, heads=2, kv_heads=1, ffn=16, context=length)
+recipe = Recipe(model, TrainConfig(single_phase(2, 2, length, 1e-3)), (DataSource(sys.argv[1]),))
+try:
+    training.pretrain(recipe, sys.argv[2], validation=[sys.argv[1]], device="cpu", peak_flops=1e12)
+except UserError as error:
+    print(error)
+    sys.exit(2)
+"""
+
+
+@pytest.mark.parametrize(("length", "status"), [(16, 0), (100_000, 2)])
+def test_of_two_processes_only_the_first_trains_the_tokenizer_and_splits_the_text(
+    tmp_path: Path, book: Path, length: int, status: int
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    command = [sys.executable, "-c", WORK, str(book), str(tmp_path / "run"), str(length)]
+    processes = [
+        subprocess.Popen(
+            command,
+            env=os.environ | group | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    told = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [status] * 2, told
+    assert (told[0].count("TRAINED"), told[0].count("SPLIT")) == (1, 1)
+    assert "TRAINED" not in told[1] and "SPLIT" not in told[1]
+    if status:
+        assert "one row takes 100001" in told[0] and "the first process has failed" in told[1]

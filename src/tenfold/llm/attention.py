@@ -14,6 +14,7 @@ from itertools import accumulate, pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def attend(
 ) -> Tensor:
     """Causal attention, reset where a document ends.
 
-    Memory beside inputs and output is that of one causal attention over the longest document.
+    Memory beside inputs and output grows with the longest document, and not with its square: masks, where there must be
+    one (windows, bounded scores, a cached past), are made for blocks of queries.
 
     Args:
         q: queries (B, H, T, c) of the last T of S positions.
@@ -82,26 +84,62 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int 
     length, total = q.shape[2], k.shape[2]
     if window >= total:
         window = 0
-    if softcap:
-        return _softcapped(q, k, v, scale, _mask(length, total, window, q.device), softcap)
-    grouped = q.shape[1] != k.shape[1]
-    if length == total and not window:
+    if length == total and not window and not softcap:
+        grouped = q.shape[1] != k.shape[1]
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
-    # With a cached past, is_causal would align the first query with the first key, and not the last with the last.
-    mask = _mask(length, total, window, q.device) if length > 1 or window else None
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
+    if length == 1 and not window:
+        return _masked(q, k, v, None, scale, softcap)
+    # A graph that is traced for every length has one mask; the number of its blocks could not depend on the length.
+    if torch.compiler.is_compiling() or length * total <= _PAIRS:
+        return _masked(q, k, v, _mask(length, total, window, q), scale, softcap)
+    return _by_blocks(q, k, v, scale, window, softcap)
 
 
-def _mask(length: int, total: int, window: int, device: torch.device) -> Tensor:
-    """Which of `total` keys (columns) each of the last `length` queries (rows) sees: bool (length, total)."""
-    mask = torch.ones(length, total, dtype=torch.bool, device=device).tril(total - length)
-    return mask.triu(total - length - window + 1) if window else mask
+_PAIRS = 2**20  # queries x keys of a mask; longer texts are taken block by block
 
 
-def _softcapped(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor, softcap: float) -> Tensor:
-    """Attention with bounded scores, which the fused kernels do not know."""
+def _by_blocks(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int, softcap: float) -> Tensor:
+    """Attention in blocks of queries, each with the keys that any of them sees, so that masks stay small."""
+    length, total = q.shape[2], k.shape[2]
+    size = min(max(window, 256), max(1, _PAIRS // (window + 256))) if window else max(1, _PAIRS // total)
+    masks: dict[tuple[int, int], Tensor] = {}
+
+    def one(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        shape = queries.shape[2], keys.shape[2]
+        mask = masks[shape] if shape in masks else _mask(*shape, window, q)
+        if window:  # all blocks inside a text share one
+            masks[shape] = mask
+        return _masked(queries, keys, values, mask, scale, softcap)
+
+    # Bounded scores are composed: what they keep for the backward pass would be all pairs after all.
+    recompute = bool(softcap) and torch.is_grad_enabled()
+    parts, past = [], total - length
+    for start in range(0, length, size):
+        stop = min(start + size, length)
+        seen = slice(max(0, past + start - window + 1) if window else 0, past + stop)
+        block = q[:, :, start:stop], k[:, :, seen], v[:, :, seen]
+        parts.append(checkpoint(one, *block, use_reentrant=False) if recompute else one(*block))
+    return torch.cat(parts, 2)
+
+
+def _mask(length: int, total: int, window: int, like: Tensor) -> Tensor:
+    """To be added to scores (length, total) of the last `length` queries: 0 where a key is seen, -inf elsewhere."""
+    seen = torch.ones(length, total, dtype=torch.bool, device=like.device).tril(total - length)
+    if window:
+        seen = seen.triu(total - length - window + 1)
+    return torch.zeros(length, total, dtype=like.dtype, device=like.device).masked_fill(~seen, float("-inf"))
+
+
+def _masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float) -> Tensor:
+    """Attention with a mask from `_mask`; None sees all."""
+    if not softcap:
+        # With a cached past, is_causal would align the first query with the first key, and not the last with the last.
+        grouped = q.shape[1] != k.shape[1]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
+    # Bounded scores, which the fused kernels do not know.
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     scores = softcap * torch.tanh(q @ k.transpose(-1, -2) * (scale / softcap))
-    weights = scores.masked_fill(~mask, float("-inf")).softmax(-1, dtype=torch.float32)
-    return weights.to(q.dtype) @ v
+    if mask is not None:
+        scores = scores + mask
+    return scores.softmax(-1, dtype=torch.float32).to(q.dtype) @ v

@@ -144,6 +144,8 @@ class ModelConfig:
         for name in ("rope_base", "norm_eps", "embedding_std"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}: {getattr(self, name)} is not a positive number")
+        if not 0 <= self.post_norm_eps < float("inf"):
+            raise ValueError(f"post_norm_eps: {self.post_norm_eps} is negative or no number")
         if self.layer_kinds and len(self.layer_kinds) != self.layers:
             raise ValueError(f"layer_kinds: {len(self.layer_kinds)} kinds for {self.layers} layers")
         if "sliding" in self.layer_kinds and self.sliding_window < 1:
@@ -364,8 +366,11 @@ class Phase:
             )
         if min(sequences for _, sequences in self.batch) < 1:
             raise ValueError(f"{where}: a batch has no sequences")
-        if self.learning_rate <= 0 or self.warmup_steps < 0:
-            raise ValueError(f"{where}: learning_rate {self.learning_rate} or warmup_steps {self.warmup_steps} is none")
+        final = self.learning_rate if self.final_learning_rate is None else self.final_learning_rate
+        if not 0 < self.learning_rate < float("inf") or not 0 <= final < float("inf"):
+            raise ValueError(f"{where}: learning rates from {self.learning_rate} to {final} should be positive")
+        if self.warmup_steps < 0:
+            raise ValueError(f"{where}: warmup_steps {self.warmup_steps} is negative")
 
 
 @dataclass(frozen=True)
@@ -410,6 +415,11 @@ class TrainConfig:
     checkpoint_every: int = 200
     keep_checkpoints: int = 2
     compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("accumulate", 1), ("seed", 0), ("weight_decay", 0), ("clip_norm", 0)):
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name}: {getattr(self, name)} is below {least}")
 
 
 @dataclass(frozen=True)

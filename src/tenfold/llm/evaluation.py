@@ -78,12 +78,14 @@ def score_text(
     Raises:
         UserError: a window beyond the model's context, a stride beyond the window, fewer than two tokens.
     """
-    context = context or min(model.context, _MAX_DEFAULT_CONTEXT)
-    stride = stride or max(1, context // 2)
+    context = min(model.context, _MAX_DEFAULT_CONTEXT) if context is None else context
+    stride = max(1, context // 2) if stride is None else stride
     if not 2 <= context <= model.context:
         raise UserError(f"context {context}: give 2 to {model.context} tokens, which is the model's own")
     if not 1 <= stride <= context:
         raise UserError(f"stride {stride}: give 1 to {context} tokens, the length of a window")
+    if batch < 1 or (limit is not None and limit < 1):
+        raise UserError(f"batch {batch}, limit {limit}: give numbers from 1 on")
     ids = model.tokenizer.encode(text)[:limit]
     if len(ids) < 2:
         raise UserError(f"the text has {len(ids)} token(s): at least 2 are needed to predict one from another")

@@ -250,6 +250,38 @@ def prepare(
     return Spread(layout, (data, layout.data_shares), context)
 
 
+@contextmanager
+def first_process_first(device: str) -> Iterator[None]:
+    """Let the first process do what is inside before the others do it: they find on the disk what it made.
+
+    Where the first one fails, the others fail with it instead of waiting.
+
+    Args:
+        device: of this process.
+
+    Raises:
+        UserError: in the other processes, when the first one failed.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    _form_group(device)
+    failed = [False]
+    if dist.get_rank() == 0:
+        try:
+            yield
+        except BaseException:
+            failed[0] = True
+            raise
+        finally:
+            dist.broadcast_object_list(failed, 0)
+    else:
+        dist.broadcast_object_list(failed, 0)
+        if failed[0]:
+            raise UserError("pretrain: the first process has failed, see its message")
+        yield
+
+
 def _check(layout: Layout, config: ModelConfig) -> None:
     try:
         layout.check(config)

@@ -256,7 +256,7 @@ def with_single_phase(recipe: Recipe, **changes: float | None) -> Recipe:
         changes: of `single_phase`; None leaves a value as it is.
 
     Raises:
-        UserError: the recipe has several phases, which are for a file to change.
+        UserError: the recipe has several phases, which are for a file to change; values that cannot be.
     """
     given = {name: value for name, value in changes.items() if value is not None}
     if not given:
@@ -276,5 +276,11 @@ def with_single_phase(recipe: Recipe, **changes: float | None) -> Recipe:
         "final": (phase.final_learning_rate or phase.learning_rate) / phase.learning_rate,
         "rope_base": phase.rope_base,
     }
-    phases = single_phase(**(own | given))  # type: ignore[arg-type]
+    for name in ("steps", "batch", "length"):
+        if (own | given)[name] < 1:
+            raise UserError(f"these settings cannot be used: {name} is {(own | given)[name]}, and should be 1 or more")
+    try:
+        phases = single_phase(**(own | given))  # type: ignore[arg-type]
+    except ValueError as error:
+        raise UserError(f"these settings cannot be used: {error}") from None
     return replace(recipe, train=replace(recipe.train, phases=phases))

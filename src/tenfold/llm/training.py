@@ -360,14 +360,14 @@ def pretrain(
     timetable = Timetable(recipe.train.phases)
     if not recipe.data:
         raise UserError("no text to train on: give --text FILE")
-    words = run_tokenizer(run_dir, [source.path for source in recipe.data], recipe.model.vocabulary, tokenizer)
-    config = check_vocabulary(recipe.model, words)
     cache = run_dir / "tokens" if cache is None else Path(cache)
-    phases = [phase_rows(recipe, number, timetable, words, cache) for number in range(len(timetable.phases))]
-    scored = None
-    if validation:
-        shard = TextFiles(validation).shard(words, cache)
-        scored = Validation(shard.tokens[:].tolist(), recipe.train.phases[0].length, words)
+    with parallel.first_process_first(str(resolve_device(device))):
+        # The first process trains the tokenizer and splits the texts; the others then find both on the disk.
+        words = run_tokenizer(run_dir, [source.path for source in recipe.data], recipe.model.vocabulary, tokenizer)
+        config = check_vocabulary(recipe.model, words)
+        phases = [phase_rows(recipe, number, timetable, words, cache) for number in range(len(timetable.phases))]
+        shard = TextFiles(validation).shard(words, cache) if validation else None
+    scored = Validation(shard.tokens[:].tolist(), recipe.train.phases[0].length, words) if shard else None
     for number, (phase, rows) in enumerate(zip(timetable.phases, phases, strict=True)):
         parts = rows.statistics(timetable.sequences_of_phase(number))
         mixture = ", ".join(f"{name} {part.share:.0%} ({part.epochs:.3g} epochs)" for name, part in parts.items())

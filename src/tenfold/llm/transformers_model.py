@@ -8,7 +8,7 @@ Importing this module registers `tenfold_llm` with AutoConfig, AutoModel and Aut
 The layers are those of `model.py`. Attention goes through transformers' own interface, with its masks and its caches,
 so that left padding, packed rows by `position_ids`, static caches and other attention kernels work as they do there.
 What vLLM's backend asks of a model (attention by that interface, keyword arguments handed down to it, a base model with
-a tensor-parallel plan) follows its documentation; it has not been run.
+a tensor-parallel plan) follows its documentation; it has not been run. `vllm_plugin.py` tells vLLM of the class.
 """
 
 from __future__ import annotations

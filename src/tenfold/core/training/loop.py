@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tenfold.core.console import UserError, say, warn
 from tenfold.core.console import progress as progress_bar
-from tenfold.core.devices import set_threads
+from tenfold.core.devices import keep_freed_memory, set_threads
 from tenfold.core.files import disk_error, make_folder
 from tenfold.core.training import record
 from tenfold.core.training.config import FitConfig
@@ -132,7 +132,8 @@ def fit(
     loop = _Loop(accelerator, model, optimizer(model), loss, schedule or constant(), config, run_dir, metadata or {})
     try:
         loop.open()
-        return loop.run(dataset, samples, data_share, evaluate, should_stop)
+        with keep_freed_memory():
+            return loop.run(dataset, samples, data_share, evaluate, should_stop)
     finally:
         loop.close()
 
