@@ -171,6 +171,14 @@ def test_sharding_divides_state_and_leaves_two_blocks_to_compute_with() -> None:
     assert sharded.activations == whole.activations
 
 
+def test_the_small_pangu_has_a_billion_parameters_beside_its_vocabulary() -> None:
+    """openPangu-Embedded-1B's model card counts without the embeddings."""
+    config = PRESETS["openpangu-embedded-1b"]
+    with torch.device("meta"):
+        count = sum(weight.numel() for weight in Decoder(config).parameters())
+    assert 0.9e9 < count - 2 * config.vocabulary * config.width < 1.05e9
+
+
 @pytest.mark.parametrize(
     ("layout", "config", "says"),
     [

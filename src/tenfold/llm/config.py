@@ -183,6 +183,21 @@ PRESETS: dict[str, ModelConfig] = {
         context=131_072,
         rope_base=2.56e7,
     ),
+    # The model card names all but the feed-forward width: 4 x width gives its "1B without the vocabulary" (0.92). A
+    # checkpoint's own config.json decides when one is loaded.
+    "openpangu-embedded-1b": ModelConfig(
+        vocabulary=153_376,
+        width=1536,
+        layers=26,
+        heads=12,
+        kv_heads=6,
+        ffn=6144,
+        norm="pre",
+        attention_bias=True,
+        output_bias=True,
+        context=32_768,
+        eod=45_892,
+    ),
     "openpangu-embedded-7b": ModelConfig(
         vocabulary=153_376,
         width=4096,
