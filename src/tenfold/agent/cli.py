@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tyro.conf import Positional
 
 from tenfold.agent.config import Budget, Sampling
+from tenfold.agent.webpuzzle.verb import webpuzzle
 from tenfold.core import console
 from tenfold.core.console import PartialFailure, UserError
 from tenfold.core.devices import DeviceName
@@ -446,6 +447,7 @@ VERBS: dict[str, Callable[..., object]] = {
     "index": index,
     "fetch": fetch,
     "trace": trace,
+    "webpuzzle": webpuzzle,
     "evaluate": evaluate,
     "serve": serve,
 }

@@ -1,7 +1,7 @@
 """A policy without a language model that follows the known path of a question: it proves the loop, not a method.
 
-It searches for each title of the path in turn, tries again with other words where a search misses, reads the date in
-the last page as it was shown, and cites that page. It does not look at the right answers.
+It searches for each title of the path in turn, tries again with other words where a search misses, reads the date or
+the name in the last page as it was shown, and cites that page. It does not look at the right answers.
 """
 
 from __future__ import annotations
@@ -13,12 +13,24 @@ from tenfold.agent.data import Question
 from tenfold.agent.policies import Scripted
 from tenfold.agent.protocol import QUERIES, SEARCH, Message
 from tenfold.agent.rewards import DATE
+from tenfold.agent.webpuzzle.relations import value_of
 
 _SHOWN = re.compile(
     r"<<data (?P<delimiter>\w+)>>\n\[(?P<number>\d+)\] page title: (?P<title>[^\n]*)\n[^\n]*\n(?P<text>.*?)\n"
     r"<<end (?P=delimiter)>>",
     re.DOTALL,
 )
+_VERBS = {
+    "born": "was born on",
+    "died": "died on",
+    "director": "was directed by",
+    "producer": "was produced by",
+    "writer": "was written by",
+    "composer": "has music composed by",
+    "star": "stars",
+    "parent": "is the child of",
+    "spouse": "is married to",
+}
 _BEFORE = {
     "born": re.compile(r"\b(?:born|birth|b\.)\W*(?:\w+\W+){0,6}?$", re.IGNORECASE),
     "died": re.compile(
@@ -58,11 +70,12 @@ def _turn(question: Question, messages: Sequence[Message]) -> str:
                     return f"<thinking>I need the page of {title}.</thinking>{SEARCH}|{{'{QUERIES}': [{words!r}]}}"
             return f"<thinking>The page of {title} is not found.</thinking>I could not find {title}."
     number, text = pages[_heading(question.path[-1])]
-    date = read_date(text, question.relations[-1])
-    if date is None:
-        return "<thinking>The page names no such date.</thinking>The page names no such date."
-    verb = "was born on" if question.relations[-1] == "born" else "died on"
-    return f"<thinking>The page says it.</thinking>{question.path[-1].partition(' (')[0]} {verb} {date} [{number}]."
+    relation = question.relations[-1]
+    said = read_date(text, relation) if relation in _BEFORE else value_of(text, relation)
+    if said is None:
+        return "<thinking>The page does not say it.</thinking>The page does not say it."
+    subject = question.path[-1].partition(" (")[0]
+    return f"<thinking>The page says it.</thinking>{subject} {_VERBS[relation]} {said} [{number}]."
 
 
 def _heading(title: str) -> str:
