@@ -96,6 +96,12 @@ FURTHER = {
         "trace.py": "what happened in a run, as events in a file",
         "viewer.py": "a trace as a page, or as lines",
         "serve.py": "the agent behind an OpenAI-compatible endpoint",
+        "mcp_server.py": "the agent as tools of the Model Context Protocol",
+        "judges.py": "language models that judge answers, and how they agree with rules",
+        "team.py": "a planner and researchers: findings are shared, contexts are not",
+        "report.py": "long answers: an outline, sections that are searched for",
+        "parts.py": "an answer that is put together from several runs",
+        "webpuzzle.py": "questions with known answers from a pool of pages, stage by stage",
     },
 }
 FURTHER["llm"] = {

@@ -15,7 +15,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tenfold.agent.agent import Agent, Answer, run
 from tenfold.agent.data import Question, read_rows
@@ -23,6 +23,10 @@ from tenfold.agent.rewards import exact_match, f1, same_value, sub_exact_match, 
 from tenfold.core import console
 from tenfold.core.console import UserError
 from tenfold.core.files import make_folder, read_json, write_bytes, write_json
+
+if TYPE_CHECKING:
+    from tenfold.agent.judges import Judge, Verdict
+    from tenfold.agent.judges import Kind as JudgeKind
 
 _RESAMPLES = 1_000
 # Failures in a row after which the endpoint is taken to be gone.
@@ -101,6 +105,29 @@ class Level:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """What a judge said of all answers.
+
+    Args:
+        kind: `loose` or `strict`.
+        model: the judge.
+        prompt_sha: of its prompts.
+        passed: share of right answers.
+        silent: verdicts that were asked for and not given; they count as votes against.
+        alternatives: answers that failed because they name two alternatives.
+        kappa: Cohen's kappa with the rule `correct`; None where chance alone explains all.
+    """
+
+    kind: str
+    model: str
+    prompt_sha: str
+    passed: Metric
+    silent: int
+    alternatives: int
+    kappa: float | None
+
+
+@dataclass(frozen=True)
 class Report:
     """What came of an evaluation.
 
@@ -119,6 +146,7 @@ class Report:
         spearman_p: its two-sided permutation p-value.
         failed: questions that have no row because the model or a search gave out.
         seconds: of this run of the evaluation.
+        judged: what judges said, where any was asked.
     """
 
     questions: int
@@ -135,6 +163,7 @@ class Report:
     spearman_p: float | None
     failed: tuple[str, ...]
     seconds: float
+    judged: tuple[Judged, ...] = ()
 
 
 def evaluate(
@@ -145,6 +174,8 @@ def evaluate(
     concurrency: int = 8,
     seed: int = 0,
     on_answer: Callable[[Question, Answer], None] | None = None,
+    judge: Judge | None = None,
+    judge_kinds: Sequence[JudgeKind] = (),
 ) -> tuple[Report, list[Row]]:
     """Ask all questions and score the answers.
 
@@ -156,6 +187,8 @@ def evaluate(
         concurrency: questions at the same time.
         seed: of the sampling, the intervals and the delimiters.
         on_answer: is given every new answer, for traces.
+        judge: a language model that judges answers.
+        judge_kinds: as which it is asked.
 
     Raises:
         UserError: no questions, names that repeat, a folder that holds another run, an endpoint that is gone.
@@ -185,6 +218,9 @@ def evaluate(
     if not rows:
         raise UserError(failed[0] if failed else "no question was answered")
     report = summarise(rows, agent.policy.name, seed, failed, seconds)
+    if judge is not None:
+        judged = run(_judge_all(judge, judge_kinds, questions, rows, output, concurrency, seed))
+        report = dataclasses.replace(report, judged=tuple(judged))
     if output is not None:
         write_bytes(output / "rows.jsonl", "".join(_line(row) for row in rows).encode())
         write_json(output / "report.json", report)
@@ -274,6 +310,54 @@ async def _ask_all(
         again = "; run again with the same --output to go on" if output is not None else ""
         raise UserError(f"{_FAILURES} questions failed one after another, the last one with: {failed[-1]}{again}")
     return failed, loop.time() - started
+
+
+async def _judge_all(
+    judge: Judge,
+    kinds: Sequence[JudgeKind],
+    questions: Sequence[Question],
+    rows: Sequence[Row],
+    output: Path | None,
+    concurrency: int,
+    seed: int,
+) -> list[Judged]:
+    """Let a judge read every answer. The raw votes go to `judged.jsonl`, what was judged before is in its cache."""
+    from tenfold.agent.judges import kappa, prompt_sha
+
+    asked = {question.id: question for question in questions}
+    turn = asyncio.Semaphore(concurrency)
+    found = []
+    lines = []
+
+    async def one(kind: JudgeKind, row: Row) -> Verdict:
+        question = asked[row.id]
+        async with turn:
+            return await judge.judge(kind, question.question, question.answers, row.answer, question.checklist)
+
+    try:
+        for kind in kinds:
+            verdicts = await asyncio.gather(*(one(kind, row) for row in rows))
+            passed: dict[str, list[float]] = {}
+            for row, verdict in zip(rows, verdicts, strict=True):
+                passed.setdefault(row.id, []).append(float(verdict.passed))
+                lines.append({"id": row.id, "repeat": row.repeat, **dataclasses.asdict(verdict)})
+            found.append(
+                Judged(
+                    kind,
+                    judge.policy.name,
+                    prompt_sha(kind),
+                    bootstrap([_mean(group) for group in passed.values()], seed),
+                    sum(verdict.silent for verdict in verdicts),
+                    sum(verdict.reason == "names two alternatives" for verdict in verdicts),
+                    kappa([row.correct > 0 for row in rows], [verdict.passed for verdict in verdicts]),
+                )
+            )
+    finally:
+        await judge.policy.close()
+    if output is not None:
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        write_bytes(output / "judged.jsonl", text.encode())
+    return found
 
 
 def score(question: Question, answer: Answer, repeat: int = 0) -> Row:
@@ -434,6 +518,24 @@ def tables(report: Report) -> list[tuple[str, list[str], list[list[str]]]]:
             ],
         )
     ]
+    if report.judged:
+        found.append(
+            (
+                f"Judged by {report.judged[0].model}",
+                ["judge", "right", "95% interval", "kappa with the rule", "no verdict", "two alternatives"],
+                [
+                    [
+                        judged.kind,
+                        f"{judged.passed.mean:.3f}",
+                        f"{judged.passed.low:.3f} to {judged.passed.high:.3f}",
+                        "-" if judged.kappa is None else f"{judged.kappa:.3f}",
+                        str(judged.silent),
+                        str(judged.alternatives),
+                    ]
+                    for judged in report.judged
+                ],
+            )
+        )
     if report.levels:
         grows = "searches do not vary" if report.spearman is None else f"Spearman {report.spearman:.2f}"
         chance = "" if report.spearman_p is None else f" (p = {report.spearman_p:.3g})"

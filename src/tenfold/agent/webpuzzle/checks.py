@@ -104,7 +104,7 @@ def one_chain(row: dict[str, Any], pool: Pool) -> bool:
             continue
         theirs, year = other.fact(role), other.fact("year")
         name = bare(page.title) if kind == "back" else (own.value if (own := page.fact(role)) else "")
-        if theirs is None or year is None or not name or not theirs.value.startswith(name):
+        if theirs is None or year is None or not name or not other.text[theirs.start :].startswith(name):
             return False
         fitting = [
             item

@@ -19,6 +19,7 @@ from typing import Any
 
 from tenfold.agent.webpuzzle.pool import Pool, PoolPage, bare
 from tenfold.agent.webpuzzle.relations import Fact, date_of, is_sole, is_whole, is_work, supporting_span, year_of
+from tenfold.agent.webpuzzle.writing import contains
 
 NOUN = {
     "director": "director",
@@ -195,6 +196,8 @@ class Chains:
                 pages = self.pool.pages
                 if any(self.pool.mentions(pages[page], pages[step.target]) for page in path[:-1]):
                     continue
+                if contains(pages[start].title, bare(pages[step.target].title)):
+                    continue
                 yield from further((*path, step.target), (*steps, step))
 
         return further((start,), ())
@@ -284,6 +287,8 @@ def _can_ask(pool: Pool, path: tuple[int, ...], steps: tuple[Step, ...], relatio
     if not is_whole(page.text, fact) and relation not in ("born", "died"):
         return False
     if relation in _ONE and not is_sole(page.text, fact):
+        return False
+    if contains(pool.pages[path[0]].title, fact.value):
         return False
     return all(fact.value.casefold() not in pool.pages[page].text.casefold() for page in path[:-1])
 

@@ -40,7 +40,8 @@ facts of at \
 least two pages. Ask for the entity from its facts, not for a fact of a named entity. The answer must be definite and \
 unique, and must not stand in the question. No yes-or-no question, and no choice between given options.
 Reply with JSON only: {{"question": "...", "answer": "...", "aliases": ["other wordings of the answer"], "checklist": \
-"what a right answer must have, what may be loose, and the tolerance of numbers", "facts": [numbers of the facts used]}}"""
+"what a right answer must have, what may be loose, and the tolerance of numbers", "facts": [numbers of the facts \
+used]}}"""
 
 RIDDLE = """These facts are about {entity}:
 
@@ -146,8 +147,11 @@ def self_check(attributes: Sequence[dict[str, str]], answers: Sequence[str], tit
 
 def contains(text: str, name: str) -> bool:
     """Whether a name stands in a text, as whole words, case and punctuation aside."""
-    needle = normalise_answer(name)
-    return bool(needle) and f" {needle} " in f" {normalise_answer(text)} "
+    needle = normalise_answer(_DASH.sub(" ", name))
+    return bool(needle) and f" {needle} " in f" {normalise_answer(_DASH.sub(' ', text))} "
+
+
+_DASH = re.compile(r"[–—-]")
 
 
 def _row(
