@@ -111,7 +111,8 @@ Choose two to {most} sections that do not overlap. For each give a heading and w
 Reply with JSON only: {{"title": "...", "sections": [{{"heading": "...", "find": "..."}}]}}""",
     section="Write one section of a report. The report answers: {question}\nThe section is: {heading}\n"
     "Find out: {find}\nThe other sections, which you leave alone: {others}\nSearch for what the section needs. The "
-    "final answer is the text of the section in full paragraphs, without a heading, and every sentence ends with the numbers of its sources.",
+    "final answer is the text of the section in full paragraphs, without a heading, and every sentence ends with the "
+    "numbers of its sources.",
 )
 
 CHINESE = Wording(

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from tenfold.agent.endpoint import Endpoint
 from tenfold.agent.policies import Policy, PolicyError, complete, read_object
 from tenfold.agent.protocol import escape, new_delimiter
 from tenfold.agent.rewards import LOOSE_PASS, STRICT_PASS, normalise_answer, without_marks
@@ -126,6 +127,8 @@ class Judge:
             return Verdict(kind, False, reason="no answer")
         if kind == "strict" and names_alternatives(response, answers):
             return Verdict(kind, False, reason="names two alternatives")
+        if isinstance(self.policy, Endpoint):
+            await self.policy.find_model()  # verdicts are kept under the model's name
         case = {"question": question, "answers": " | ".join(answers), "checklist": checklist or "none"}
         if kind == "loose":
             said = await self._ask(LOOSE, case, response)
@@ -182,7 +185,9 @@ def names_alternatives(response: str, answers: Sequence[str]) -> bool:
     # The longest wording first: `Myanmar (Burma)` before `Burma`.
     golds = sorted({answer.strip() for answer in answers if answer.strip()}, key=len, reverse=True)
     for gold in golds:
-        for found in re.finditer(rf"(?<!\w){re.escape(gold)}(?!\w)", text, re.IGNORECASE):
+        # Words of scripts without spaces have no edges to look for.
+        edges = (r"(?<!\w)", r"(?!\w)") if gold.isascii() else ("", "")
+        for found in re.finditer(f"{edges[0]}{re.escape(gold)}{edges[1]}", text, re.IGNORECASE):
             after = re.match(rf"[\"'”’).]*{_OR}{_BETWEEN}(.+)", text[found.end() :])
             before = re.search(rf"(.+?)[\"'”’]*{_OR}[\"'“‘]*{_BETWEEN}$", text[: found.start()])
             if after is not None and not _same(after[1], golds, start=True):

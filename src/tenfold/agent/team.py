@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tenfold.agent.citations import renumber_marks
+from tenfold.agent.citations import cited, renumber_marks
 from tenfold.agent.environment import Environment, Rollout
 from tenfold.agent.instructions import Wording, wording
 from tenfold.agent.parts import Sources, merged, record_end
@@ -67,9 +67,8 @@ class _Researchers:
     until: float
     name: str = "researcher"
     runs: list[Rollout] = field(default_factory=list)
-    sources: Sources = field(default_factory=Sources)
-    # Of each finding, by its address: the numbers of its sources.
-    findings: dict[str, list[int]] = field(default_factory=dict)
+    # The runs behind findings, by the findings' addresses.
+    findings: dict[str, Rollout] = field(default_factory=dict)
 
     async def search(self, query: str, count: int) -> list[Result]:
         """Let a researcher work on a task; its finding as the only result. Raises SearchError."""
@@ -90,21 +89,11 @@ class _Researchers:
         self.runs.append(run)
         if run.status == "failed":
             raise SearchError(self.name, run.stopped_by)
-        text, numbers = self.sources.take(run)
-        plain = renumber_marks(text, {})
+        plain = renumber_marks(run.answer, {})
         url = f"finding:{len(self.findings) + 1}"
-        self.findings[url] = numbers
-        self.tell(
-            "finding",
-            {
-                "task": query,
-                "finding": text,
-                "url": url,
-                "sources": numbers,
-                "rounds": run.rounds,
-                "tokens": run.tokens,
-            },
-        )
+        self.findings[url] = run
+        about = {"task": query, "finding": plain, "url": url, "rounds": run.rounds, "tokens": run.tokens}
+        self.tell("finding", about)
         digest = hashlib.sha256(plain.encode()).hexdigest()
         return [Result(url, query, plain, None, 1.0, (plain,) if plain else (), self.name, digest, "")]
 
@@ -146,15 +135,19 @@ async def ask_team(
     plan = await planner.run(question, history, seed, delimiter, tell)
     if plan.status == "failed" and not plan.replies:
         raise UserError(plan.stopped_by)
-    shown = enumerate(plan.sources, start=1)
-    numbers = {mark: team.findings.get(source.url, []) for mark, source in shown}
+    sources = Sources()
+    numbers = {
+        mark: sources.take(team.findings[plan.sources[mark - 1].url])[1]
+        for mark in cited(plan.answer)
+        if 1 <= mark <= len(plan.sources)
+    }
     answer = renumber_marks(plan.answer, numbers)
     rollout = merged(
         question,
         answer,
         plan.status,
         plan.stopped_by,
-        team.sources.pages,
+        sources.pages,
         team.runs,
         [plan],
         time.monotonic() - started,
