@@ -1,4 +1,4 @@
-"""WebPuzzle: puzzles by templates over the built-in corpus and by a model over HTTP; stages killed and taken up again."""
+"""WebPuzzle: puzzles by templates over the built-in corpus and by a model over HTTP; stages killed and gone on."""
 
 from __future__ import annotations
 
@@ -373,7 +373,28 @@ def test_a_step_that_two_pages_fit_is_no_step() -> None:
 
 
 def test_near_duplicates_are_found_and_others_are_not() -> None:
-    words = ["which", "keeper", "of", "the", "northern", "tower", "lit", "the", "lamp", "that", "burns", "forty", "candles", "in", "the", "year", "of", "the", "great", "storm"]
+    words = [
+        "which",
+        "keeper",
+        "of",
+        "the",
+        "northern",
+        "tower",
+        "lit",
+        "the",
+        "lamp",
+        "that",
+        "burns",
+        "forty",
+        "candles",
+        "in",
+        "the",
+        "year",
+        "of",
+        "the",
+        "great",
+        "storm",
+    ]
     base = {"id": "a", "question": " ".join(words), "answers": ["Berta"]}
     same = {"id": "b", "question": " ".join(words).upper() + "?", "answers": ["Berta"]}
     other = {"id": "c", "question": " ".join(reversed(words)), "answers": ["Carl"]}
