@@ -1,8 +1,8 @@
-"""One agent against a planner with researchers, at equal budgets: `python -m benchmarks.agent_team`.
+"""Template puzzles, and one agent against a planner with researchers on them: `python -m benchmarks.agent_team`.
 
-Both are scripts that follow a puzzle's known path, so that what differs is the form of the work and nothing else.
-They have the same rounds, and the same longest conversation. A run that ended within a number of tokens, read and written over
-all requests, would have ended the same way had that been its limit: this gives accuracy by total cost.
+Both are scripts that follow a puzzle's known path, so that what differs is the form of the work and nothing else. They
+have the same rounds, and the same longest conversation. A run that ended within a number of tokens, read and written
+over all requests, would have ended the same way had that been its limit: this gives accuracy by total cost.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def main() -> None:
         LocalIndex.build([embedded_corpus()], folder / "index")
         engine = Local(folder / "index")
         make_pool(folder / "puzzles", engine, "CC BY-SA 4.0")
-        make_puzzles(folder / "puzzles", engine, count=60)
-        verify_puzzles(folder / "puzzles", engine)
+        make_puzzles(folder / "puzzles", engine)
+        drafts = verify_puzzles(folder / "puzzles", engine)
         finish_puzzles(folder / "puzzles")
         questions = spread(read_questions(folder / "puzzles" / "puzzles.jsonl"), QUESTIONS)
         for tokens, results in CASES:
@@ -76,7 +76,26 @@ def main() -> None:
                         sum(right and cost <= total for _, right, _, cost in rows) / len(rows) for total in TOTALS
                     ]
                     by_cost.append((mode, *(f"{value:.2f}" for value in within)))
+    puzzles = []
+    for hops in range(1, 6):
+        level = [row for row in drafts if row["hops"] == hops]
+        kept = sum(row["kept"] for row in level)
+        unsound = sum(
+            any(passed is False for check, passed in row["checks"].items() if check != "needs_several_searches")
+            for row in level
+        )
+        found = sum(row["one_search_finds_it"] for row in level) / len(level)
+        ends = len({row["pages"][-1] for row in level if row["kept"]})
+        puzzles.append((str(hops), len(level), unsound, f"{found:.3f}", kept, ends))
     tables = [
+        Table(
+            "puzzles",
+            "Template puzzles over the 6,119 built-in pages: drafts, those that fail a check other than that of one "
+            "search, the share whose answer one search for the question shows, those that are kept, and on how many "
+            "different pages their answers are",
+            ("hops", "drafts", "unsound", "one search", "kept", "answer pages"),
+            puzzles,
+        ),
         Table(
             "modes",
             f"Right answers of two scripts that know each puzzle's path, by hops, on {len(questions)} template puzzles "

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from endpoints import Handler, Shelf, follows, result, served
 
@@ -166,5 +167,7 @@ def test_the_verb_ask_takes_the_mode(mode: Any, tmp_path: Path, capsys: pytest.C
             "How?", llm=base, engine=(f"local:{tmp_path / 'index'}",), mode=mode, trace=tmp_path / "t.jsonl"
         )
     assert summary["complete"] and len(summary["sources"]) == 2
+    schema = json.loads((Path(__file__).parents[2] / "docs" / "schemas" / "agent-ask.json").read_text())
+    jsonschema.validate(json.loads(json.dumps(summary)), schema)
     assert Trace.load(tmp_path / "t.jsonl").first("run_start")["mode"] == mode
     assert "40 candles" in capsys.readouterr().out

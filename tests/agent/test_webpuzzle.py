@@ -15,6 +15,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from endpoints import Handler, follows, served
 from hypothesis import given, settings
@@ -32,8 +33,9 @@ from tenfold.agent.webpuzzle.checks import mechanical, near_duplicates
 from tenfold.agent.webpuzzle.pool import Pool, read_page
 from tenfold.agent.webpuzzle.relations import is_work, read_facts
 from tenfold.agent.webpuzzle.tagging import Thresholds
+from tenfold.agent.webpuzzle.verb import webpuzzle
 from tenfold.agent.webpuzzle.writing import contains, find_span, self_check
-from tenfold.core.console import UserError
+from tenfold.core.console import UserError, to_jsonable
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -191,6 +193,19 @@ def test_a_killed_process_loses_and_doubles_nothing(small: tuple[Path, Local], t
     drafts = rows(tmp_path / "drafts.jsonl")
     names = [row["id"] for row in drafts]
     assert len(set(names)) == len(names) and sum("rejected" not in row for row in drafts) >= 6
+
+
+def test_the_verb_gives_what_its_schema_says(small: tuple[Path, Local], tmp_path: Path) -> None:
+    corpus, _ = small
+    schema = json.loads((Path(__file__).parents[2] / "docs" / "schemas" / "agent-webpuzzle.json").read_text())
+    for stage in ("pool", "make", "verify", "tag", "stats"):
+        llm = "oracle" if stage == "tag" else ""
+        outcome = webpuzzle(stage, tmp_path, engine=f"local:{corpus / 'index'}", llm=llm, count=5)  # type: ignore[arg-type]
+        jsonschema.validate(json.loads(json.dumps(to_jsonable(outcome))), schema)
+    with pytest.raises(UserError, match="give --llm"):
+        webpuzzle("tag", tmp_path, engine=f"local:{corpus / 'index'}")
+    with pytest.raises(UserError, match="local:FOLDER"):
+        webpuzzle("pool", tmp_path, engine="http://example.org")
 
 
 def test_other_arguments_do_not_mix_with_what_is_there(small: tuple[Path, Local], tmp_path: Path) -> None:
