@@ -114,8 +114,9 @@ def test_no_page_stands_behind_puzzles_of_two_splits(made: tuple[Path, Local]) -
 
 # --- Stopped and taken up again -----------------------------------------------------------------------------------
 
-FILM = "{name} is a {year} drama film directed by {director} and starring {star}."
-PERSON = "{name} ({born} – 3 March 1990) was a film director."
+MORE = " The work was done in a small town by the sea, in the spring, with the help of many people who lived there."
+FILM = "{name} is a {year} drama film directed by {director} and starring {star}." + MORE
+PERSON = "{name} ({born} – 3 March 1990) was a film director." + MORE
 
 
 def small_corpus(folder: Path) -> Local:

@@ -90,15 +90,19 @@ def one_chain(row: dict[str, Any], pool: Pool) -> bool:
         kind, _, role = relation.rpartition(" ")
         if not kind:
             fact = page.fact(role)
-            same = [item for item in pool.pages if bare(item.title).casefold() == bare(other.title).casefold()]
+            same = pool.titled(bare(other.title))
             stands = fact is not None and page.text[fact.start :].casefold().startswith(bare(other.title).casefold())
-            if not stands or same != [other]:
+            if not stands or len(same) != 1 or same[0] is not other:
                 return False
             continue
         if kind == "back" and role in ("parent", "spouse", "sibling", "child"):
             fact = other.fact(role)
             named = fact is not None and other.text[fact.start :].casefold().startswith(bare(page.title).casefold())
-            rivals = [item for item in pool.pages if item not in (page, other) and pool.target_of(item, role) is page]
+            rivals = [
+                item
+                for item in pool.with_fact[role]
+                if item is not page and item is not other and pool.target_of(item, role) is page
+            ]
             if not named or rivals:
                 return False
             continue
@@ -106,12 +110,8 @@ def one_chain(row: dict[str, Any], pool: Pool) -> bool:
         name = bare(page.title) if kind == "back" else (own.value if (own := page.fact(role)) else "")
         if theirs is None or year is None or not name or not other.text[theirs.start :].startswith(name):
             return False
-        fitting = [
-            item
-            for item in pool.pages
-            if item is not page and (when := item.fact("year")) and when.value == year.value and name in item.text
-        ]
-        if fitting != [other] or f"the {year.value} film" not in row["question"]:
+        fitting = [item for item in pool.with_fact[year.value] if item is not page and name in item.text]
+        if len(fitting) != 1 or fitting[0] is not other or f"the {year.value} film" not in row["question"]:
             return False
     return True
 

@@ -82,6 +82,19 @@ class Pool:
         numbers = self._named.get(" ".join(name.split()).casefold(), [])
         return self.pages[numbers[0]] if len(numbers) == 1 else None
 
+    def titled(self, name: str) -> list[PoolPage]:
+        """Every page whose title, without brackets, is a name."""
+        return [self.pages[number] for number in self._named.get(" ".join(name.split()).casefold(), [])]
+
+    @functools.cached_property
+    def with_fact(self) -> dict[str, list[PoolPage]]:
+        """Relations to the pages that have a fact of them; years of films to the films."""
+        found: dict[str, list[PoolPage]] = defaultdict(list)
+        for page in self.pages:
+            for name in {fact.value if fact.relation == "year" else fact.relation for fact in page.facts}:
+                found[name].append(page)
+        return found
+
     def ambiguous(self, page: PoolPage) -> bool:
         """Whether another page has the same title but for what stands in brackets."""
         return len(self._named[bare(page.title).casefold()]) > 1

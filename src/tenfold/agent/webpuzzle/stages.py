@@ -38,6 +38,8 @@ Kind = Literal["template", "cross_page", "riddle"]
 KINDS: tuple[Kind, ...] = ("template", "cross_page", "riddle")
 # Candidates that a model is asked about at once, and how many are tried for each puzzle that is wanted.
 _WINDOW, _TRIES = 8, 5
+# A page with less text has hardly three facts for a riddle.
+_SHORTEST_PAGE = 150
 SPLITS = (("train", 0.8), ("dev", 0.1), ("test", 0.1))
 
 
@@ -220,7 +222,7 @@ async def _write(lines: Lines, pool: Pool, kind: Kind, count: int, policy: Polic
             candidates.append((text, lambda name=name, pages=pages: write_cross_page(policy, name, pages), dates))  # type: ignore[misc]
     else:
         for page in pool.pages:
-            if len(page.text) >= 200:
+            if len(page.text) >= _SHORTEST_PAGE:
                 candidates.append((page.url, lambda page=page: write_riddle(policy, page), page.date or ""))  # type: ignore[misc]
     random.Random(f"{seed}/{kind}").shuffle(candidates)
     # What was published last is least likely to be known by heart (the paper's appendix D.3).

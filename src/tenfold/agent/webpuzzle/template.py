@@ -106,6 +106,7 @@ class Chains:
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
         self.steps: dict[int, list[Step]] = defaultdict(list)
+        self._children = [page for page in pool.pages if _CHILD.search(page.text)]
         self._of_year: dict[int, list[PoolPage]] = defaultdict(list)
         for page in pool.pages:
             if (year := year_of(list(page.facts))) is not None:
@@ -146,10 +147,7 @@ class Chains:
         if page.fact(_BACK_KIN[relation]) is not None:
             return False  # the page itself says who that is, and it may be another
         name = bare(page.title)
-        return all(
-            other.number in (page.number, target) or name not in other.text or not _CHILD.search(other.text)
-            for other in self.pool.pages
-        )
+        return all(other.number in (page.number, target) or name not in other.text for other in self._children)
 
     def films(self, name: str, year: int) -> list[int]:
         """Films of a year whose pages have a name in them, in whatever part: more than one, and the step is no step."""
