@@ -98,6 +98,7 @@ FURTHER = {
         "serve.py": "the agent behind an OpenAI-compatible endpoint",
         "mcp_server.py": "the agent as tools of the Model Context Protocol",
         "judges.py": "language models that judge answers, and how they agree with rules",
+        "judging.py": "judges over a whole evaluation",
         "team.py": "a planner and researchers: findings are shared, contexts are not",
         "report.py": "long answers: an outline, sections that are searched for",
         "parts.py": "an answer that is put together from several runs",

@@ -19,7 +19,7 @@ from tenfold.agent.index import LocalIndex
 def documentation() -> Path:
     folder = os.environ.get("TENFOLD_DOCS")
     if not folder:
-        pytest.skip("TENFOLD_DOCS names no folder of HTML pages")
+        pytest.skip("TENFOLD_DOCS is not set: it names a folder of HTML pages")
     return Path(folder)
 
 

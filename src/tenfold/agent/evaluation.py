@@ -25,8 +25,9 @@ from tenfold.core.console import UserError
 from tenfold.core.files import make_folder, read_json, write_bytes, write_json
 
 if TYPE_CHECKING:
-    from tenfold.agent.judges import Judge, Verdict
+    from tenfold.agent.judges import Judge
     from tenfold.agent.judges import Kind as JudgeKind
+    from tenfold.agent.judging import Judged
 
 _RESAMPLES = 1_000
 # Failures in a row after which the endpoint is taken to be gone.
@@ -102,29 +103,6 @@ class Level:
     queries: float
     pages: float
     tokens: float
-
-
-@dataclass(frozen=True)
-class Judged:
-    """What a judge said of all answers.
-
-    Args:
-        kind: `loose` or `strict`.
-        model: the judge.
-        prompt_sha: of its prompts.
-        passed: share of right answers.
-        silent: verdicts that were asked for and not given; they count as votes against.
-        alternatives: answers that failed because they name two alternatives.
-        kappa: Cohen's kappa with the rule `correct`; None where chance alone explains all.
-    """
-
-    kind: str
-    model: str
-    prompt_sha: str
-    passed: Metric
-    silent: int
-    alternatives: int
-    kappa: float | None
 
 
 @dataclass(frozen=True)
@@ -219,7 +197,9 @@ def evaluate(
         raise UserError(failed[0] if failed else "no question was answered")
     report = summarise(rows, agent.policy.name, seed, failed, seconds)
     if judge is not None:
-        judged = run(_judge_all(judge, judge_kinds, questions, rows, output, concurrency, seed))
+        from tenfold.agent.judging import judge_answers
+
+        judged = run(judge_answers(judge, judge_kinds, questions, rows, output, concurrency, seed))
         report = dataclasses.replace(report, judged=tuple(judged))
     if output is not None:
         write_bytes(output / "rows.jsonl", "".join(_line(row) for row in rows).encode())
@@ -310,54 +290,6 @@ async def _ask_all(
         again = "; run again with the same --output to go on" if output is not None else ""
         raise UserError(f"{_FAILURES} questions failed one after another, the last one with: {failed[-1]}{again}")
     return failed, loop.time() - started
-
-
-async def _judge_all(
-    judge: Judge,
-    kinds: Sequence[JudgeKind],
-    questions: Sequence[Question],
-    rows: Sequence[Row],
-    output: Path | None,
-    concurrency: int,
-    seed: int,
-) -> list[Judged]:
-    """Let a judge read every answer. The raw votes go to `judged.jsonl`, what was judged before is in its cache."""
-    from tenfold.agent.judges import kappa, prompt_sha
-
-    asked = {question.id: question for question in questions}
-    turn = asyncio.Semaphore(concurrency)
-    found = []
-    lines = []
-
-    async def one(kind: JudgeKind, row: Row) -> Verdict:
-        question = asked[row.id]
-        async with turn:
-            return await judge.judge(kind, question.question, question.answers, row.answer, question.checklist)
-
-    try:
-        for kind in kinds:
-            verdicts = await asyncio.gather(*(one(kind, row) for row in rows))
-            passed: dict[str, list[float]] = {}
-            for row, verdict in zip(rows, verdicts, strict=True):
-                passed.setdefault(row.id, []).append(float(verdict.passed))
-                lines.append({"id": row.id, "repeat": row.repeat, **dataclasses.asdict(verdict)})
-            found.append(
-                Judged(
-                    kind,
-                    judge.policy.name,
-                    prompt_sha(kind),
-                    bootstrap([_mean(group) for group in passed.values()], seed),
-                    sum(verdict.silent for verdict in verdicts),
-                    sum(verdict.reason == "names two alternatives" for verdict in verdicts),
-                    kappa([row.correct > 0 for row in rows], [verdict.passed for verdict in verdicts]),
-                )
-            )
-    finally:
-        await judge.policy.close()
-    if output is not None:
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        write_bytes(output / "judged.jsonl", text.encode())
-    return found
 
 
 def score(question: Question, answer: Answer, repeat: int = 0) -> Row:

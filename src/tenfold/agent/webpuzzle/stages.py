@@ -8,9 +8,7 @@ so that a run that was stopped and one that was not leave the same file.
 from __future__ import annotations
 
 import asyncio
-import datetime
 import hashlib
-import json
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -21,13 +19,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from tenfold.agent.data import read_rows
 from tenfold.agent.policies import Policy
 from tenfold.agent.webpuzzle.checks import all_checks, near_duplicates
+from tenfold.agent.webpuzzle.lines import Lines, digest, line, read_stage
 from tenfold.agent.webpuzzle.pool import Pool, page_of_row, read_page
 from tenfold.agent.webpuzzle.tagging import DIFFICULTIES, Thresholds, try_once
 from tenfold.agent.webpuzzle.template import templates
 from tenfold.agent.webpuzzle.writing import RejectedError, write_cross_page, write_riddle
 from tenfold.core import console
 from tenfold.core.console import UserError
-from tenfold.core.files import make_folder, read_json, write_bytes, write_json
+from tenfold.core.files import read_json, write_bytes, write_json
 
 if TYPE_CHECKING:
     from tenfold.agent.agent import Agent
@@ -41,89 +40,6 @@ _WINDOW, _TRIES = 8, 5
 # A page with less text has hardly three facts for a riddle.
 _SHORTEST_PAGE = 150
 SPLITS = (("train", 0.8), ("dev", 0.1), ("test", 0.1))
-
-
-class Lines:
-    """The file of a stage.
-
-    Args:
-        folder: of the puzzles.
-        name: of the file, without its ending.
-        about: what the stage was asked to do; another run may go on with the file only if that is the same.
-        key: what tells lines apart.
-
-    Raises:
-        UserError: the file was made with other arguments, or is no file of this stage.
-    """
-
-    def __init__(self, folder: Path, name: str, about: dict[str, Any], key: Callable[[dict[str, Any]], str]) -> None:
-        make_folder(folder)
-        self.path, self._run = folder / f"{name}.jsonl", folder / f"{name}.run.json"
-        self._key, self._about = key, json.loads(json.dumps(about))
-        known = read_json(self._run) if self._run.exists() else None
-        if known is not None and known["about"] != self._about:
-            changed = [item for item in self._about if known["about"].get(item) != self._about[item]]
-            raise UserError(
-                f"{self.path}: was made with another {', '.join(changed)}: choose another folder, or delete this "
-                f"file and {self._run.name}"
-            )
-        if known is None and self.path.exists():
-            raise UserError(f"{self.path}: nothing says how this file was made: choose another folder, or delete it")
-        today = datetime.datetime.now(datetime.UTC).date().isoformat()
-        self.created: str = known["created"] if known is not None else today
-        self.complete: bool = known is not None and known["complete"]
-        self._write_run(self.complete)
-        self.rows: dict[str, dict[str, Any]] = {}
-        if self.path.exists():
-            content = self.path.read_bytes()
-            whole = content[: content.rfind(b"\n") + 1]
-            if whole != content:
-                write_bytes(self.path, whole)
-            self.rows = {key(row): row for _, row in read_rows(self.path)} if whole else {}
-        self._file = self.path.open("ab")
-
-    def _write_run(self, complete: bool) -> None:
-        write_json(self._run, {"about": self._about, "created": self.created, "complete": complete})
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Write a line, unless it is there."""
-        name = self._key(row)
-        if name not in self.rows:
-            self.rows[name] = row
-            self._file.write(_line(row))
-            self._file.flush()
-
-    def finish(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Put the file in its final order, and say that it is whole."""
-        self.close()
-        write_bytes(self.path, b"".join(map(_line, rows)))
-        self._write_run(True)
-        self.complete = True
-
-    def close(self) -> None:
-        """Close the file; what is in it stays."""
-        self._file.close()
-
-
-def _line(row: dict[str, Any]) -> bytes:
-    return (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
-
-
-def read_stage(folder: Path, name: str, verb: str) -> list[dict[str, Any]]:
-    """The lines of a stage that has ended.
-
-    Raises:
-        UserError: it has not been run, or was stopped.
-    """
-    run = folder / f"{name}.run.json"
-    if not run.exists() or not read_json(run)["complete"]:
-        state = "has not been run" if not run.exists() else "was stopped"
-        raise UserError(f"{folder}: the stage {verb} {state}: run `tenfold agent webpuzzle {verb} {folder}`")
-    return [row for _, row in read_rows(folder / f"{name}.jsonl")]
-
-
-def _digest(folder: Path, name: str) -> str:
-    return hashlib.sha256((folder / f"{name}.jsonl").read_bytes()).hexdigest()
 
 
 # --- pool ---------------------------------------------------------------------------------------------------------
@@ -155,8 +71,8 @@ def load_pool(folder: Path, engine: Local) -> Pool:
     texts = {document.url: (document.text, document.sha256) for document in engine.index.documents()}
     pages = []
     for row in rows:
-        text, digest = texts.get(row["url"], ("", ""))
-        if digest != row["sha256"]:
+        text, sha256 = texts.get(row["url"], ("", ""))
+        if sha256 != row["sha256"]:
             raise UserError(
                 f"{folder}: {row['url']} has changed since the pool was made: make a new pool in another folder"
             )
@@ -188,7 +104,7 @@ def make_puzzles(
         "count": count,
         "policy": policy.name if policy is not None and set(kinds) - {"template"} else "",
         "seed": seed,
-        "pool": _digest(folder, "pool"),
+        "pool": digest(folder, "pool"),
     }
     lines = Lines(folder, "drafts", about, lambda row: str(row["id"]))
     try:
@@ -271,7 +187,7 @@ def verify_puzzles(
     drafts = [row for row in read_stage(folder, "drafts", "make") if "rejected" not in row]
     if not drafts:
         raise UserError(f"{folder}: holds no draft that was not rejected: see drafts.jsonl for the reasons")
-    about = {"policy": policy.name if policy is not None else "", "drafts": _digest(folder, "drafts")}
+    about = {"policy": policy.name if policy is not None else "", "drafts": digest(folder, "drafts")}
     lines = Lines(folder, "verified", about, lambda row: str(row["id"]))
     try:
         if not lines.complete:
@@ -333,8 +249,9 @@ def tag_puzzles(
         "policy": agent.policy.name,
         "judge": judge.policy.name if judge is not None else "rules",
         "trials": trials,
+        "rounds": agent.budget.rounds,
         "seed": seed,
-        "verified": _digest(folder, "verified"),
+        "verified": digest(folder, "verified"),
     }
     lines = Lines(folder, "trials", about, lambda row: f"{row['id']}/{row['trial']}")
     try:
@@ -350,7 +267,7 @@ def tag_puzzles(
         rounds = sum(item["rounds"] for item in tries) / trials
         tag = {"difficulty": thresholds.difficulty(correct), "n_correct": correct, "n_trials": trials, "rounds": rounds}
         tagged.append({**row, **tag})
-    write_bytes(folder / "tagged.jsonl", b"".join(map(_line, tagged)))
+    write_bytes(folder / "tagged.jsonl", b"".join(map(line, tagged)))
     done = {"about": {**about, **vars(thresholds)}, "created": lines.created, "complete": True}
     write_json(folder / "tagged.run.json", done)
     return tagged
@@ -426,9 +343,9 @@ def finish_puzzles(folder: Path, seed: int = 0) -> Statistics:
     kept = [{**row, **untagged, **tagged.get(row["id"], {})} for row in verified if row["kept"]]
     split = split_by_pages(kept, seed)
     puzzles = [{**row, "split": split[row["id"]]} for row in kept]
-    write_bytes(folder / "puzzles.jsonl", b"".join(map(_line, puzzles)))
+    write_bytes(folder / "puzzles.jsonl", b"".join(map(line, puzzles)))
     for name, _ in SPLITS:
-        write_bytes(folder / f"{name}.jsonl", b"".join(_line(row) for row in puzzles if row["split"] == name))
+        write_bytes(folder / f"{name}.jsonl", b"".join(line(row) for row in puzzles if row["split"] == name))
     by_kind: dict[str, dict[str, int]] = {}
     for row in puzzles:
         counts = by_kind.setdefault(row["kind"], dict.fromkeys([*DIFFICULTIES, "untagged"], 0))
