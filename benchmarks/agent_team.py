@@ -18,7 +18,8 @@ from tenfold.agent.data import Question, embedded_corpus, read_questions
 from tenfold.agent.engines import Local
 from tenfold.agent.evaluation import spread
 from tenfold.agent.index import LocalIndex
-from tenfold.agent.oracle import oracle, team_oracle
+from tenfold.agent.oracle import oracle
+from tenfold.agent.team_oracle import team_oracle
 from tenfold.agent.webpuzzle.checks import is_right
 from tenfold.agent.webpuzzle.stages import finish_puzzles, make_pool, make_puzzles, verify_puzzles
 from tenfold.core import console

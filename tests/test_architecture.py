@@ -100,6 +100,7 @@ FURTHER = {
         "judges.py": "language models that judge answers, and how they agree with rules",
         "judging.py": "judges over a whole evaluation",
         "team.py": "a planner and researchers: findings are shared, contexts are not",
+        "team_oracle.py": "the script that follows a known path, as a team",
         "report.py": "long answers: an outline, sections that are searched for",
         "parts.py": "an answer that is put together from several runs",
         "webpuzzle.py": "questions with known answers from a pool of pages, stage by stage",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from tenfold.agent.config import Budget, Sampling
+from tenfold.agent.config import Budget, MetricName, Sampling
 from tenfold.agent.webpuzzle.verb import webpuzzle
 from tenfold.core import console
 from tenfold.core.console import PartialFailure, UserError
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 # Where vLLM and llama.cpp's server listen by default, or nearly.
 DEFAULT_LLM = "http://localhost:8000/v1"
 ProtocolName = Literal["deepdiver", "search-r1", "native"]
-MetricName = Literal["judge:loose", "judge:strict"]
 
 
 def index(documents: Positional[tuple[Path, ...]], output: Path = Path("index"), embedding: str = "") -> object:
