@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from tenfold.agent.config import Budget, MetricName, Sampling
+from tenfold.agent.config import Budget, Sampling
 from tenfold.agent.webpuzzle.verb import webpuzzle
 from tenfold.core import console
 from tenfold.core.console import PartialFailure, UserError
@@ -328,7 +328,7 @@ def evaluate(
     output: Path | None = None,
     limit: int | None = None,
     repeats: int = 1,
-    metrics: tuple[MetricName, ...] = (),
+    metrics: tuple[Literal["judge:loose", "judge:strict"], ...] = (),
     judge: str = "",
     judge_model: str = "",
     concurrency: int = 8,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from tenfold.core.config import ModelEntry
 from tenfold.core.console import UserError
@@ -64,7 +63,3 @@ class Sampling:
             raise UserError(f"temperature is {self.temperature:g}, and has to be between 0 and 2")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top-p is {self.top_p:g}, and has to be above 0 and at most 1")
-
-
-# Judges that `evaluate` can ask beside its rules.
-MetricName = Literal["judge:loose", "judge:strict"]
