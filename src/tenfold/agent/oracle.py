@@ -21,17 +21,6 @@ _SHOWN = re.compile(
     re.DOTALL,
 )
 _SHOWN_BARE = re.compile(r"^found \[(?P<number>\d+)\] (?P<title>.*?): (?P<text>.*)$", re.MULTILINE)
-_VERBS = {
-    "born": "was born on",
-    "died": "died on",
-    "director": "was directed by",
-    "producer": "was produced by",
-    "writer": "was written by",
-    "composer": "has music composed by",
-    "star": "stars",
-    "parent": "is the child of",
-    "spouse": "is married to",
-}
 _BEFORE = {
     "born": re.compile(r"\b(?:born|birth|b\.)\W*(?:\w+\W+){0,6}?$", re.IGNORECASE),
     "died": re.compile(
@@ -80,6 +69,19 @@ def _turn(question: Question, messages: Sequence[Message], shown: re.Pattern[str
             return f"<thinking>The page of {title} is not found.</thinking>I could not find {title}."
     number, text = pages[_heading(question.path[-1])]
     return answer(question, number, text)
+
+
+_VERBS = {
+    "born": "was born on",
+    "died": "died on",
+    "director": "was directed by",
+    "producer": "was produced by",
+    "writer": "was written by",
+    "composer": "has music composed by",
+    "star": "stars",
+    "parent": "is the child of",
+    "spouse": "is married to",
+}
 
 
 def answer(question: Question, number: int, text: str) -> str:
