@@ -22,12 +22,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tenfold.agent.agent import Agent
+from tenfold.agent.config import Budget
 from tenfold.agent.data import embedded_corpus, read_questions
 from tenfold.agent.endpoint import Endpoint
 from tenfold.agent.engines import Local
 from tenfold.agent.index import LocalIndex
 from tenfold.agent.oracle import oracle
 from tenfold.agent.policies import Scripted
+from tenfold.agent.team_oracle import team_oracle
 from tenfold.agent.webpuzzle import stages
 from tenfold.agent.webpuzzle.checks import mechanical, near_duplicates
 from tenfold.agent.webpuzzle.pool import Pool, read_page
@@ -96,6 +98,20 @@ def test_the_oracle_solves_template_puzzles_in_as_many_rounds_as_hops(made: tupl
     assert sum(statistics.splits.values()) == 20
     questions = read_questions(tmp_path / "p" / "puzzles.jsonl")
     assert questions[0].checklist and questions[0].path
+
+
+def test_a_scripted_team_is_right_where_the_single_script_is(made: tuple[Path, Local], tmp_path: Path) -> None:
+    folder, engine = made
+    kept = [row for row in rows(folder / "verified.jsonl") if row["kept"]]
+    some = [row for hops in range(1, 6) for row in [r for r in kept if r["hops"] == hops][:3]]
+    (tmp_path / "some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    questions = read_questions(tmp_path / "some.jsonl")
+    team = Agent(team_oracle(questions), [engine], Budget(rounds=10))
+    for row, question in zip(some, questions, strict=True):
+        answer = team.ask(question.question, mode="team")
+        assert contains(answer.answer, row["answers"][0]) and answer.rounds == row["hops"]
+        assert [source.title for source in answer.sources] == [row["path"][-1]]
+        assert all(citation.supported for citation in answer.citations)
 
 
 def test_no_page_stands_behind_puzzles_of_two_splits(made: tuple[Path, Local]) -> None:
