@@ -404,6 +404,17 @@ def test_a_step_that_two_pages_fit_is_no_step() -> None:
     assert (1, 0) in steps
 
 
+def test_a_name_that_goes_on_is_not_the_person_of_the_shorter_title() -> None:
+    texts = {
+        "Otto": "Otto Gilmour (1 May 1800 – 2 June 1880) was the son of Allan Gilmour, Sr and Ann Hill.",
+        "Emil": "Emil Gilmour (1 May 1800 – 2 June 1880) was the son of Allan Gilmour and Ann Hill.",
+        "Allan Gilmour": "Allan Gilmour (1 May 1770 – 2 June 1840) was a merchant.",
+    }
+    pool = Pool(read_page(number, title, title, text, "", None) for number, (title, text) in enumerate(texts.items()))
+    found = [pool.target_of(page, "parent") for page in pool.pages]
+    assert found[0] is None and found[1] is pool.pages[2]
+
+
 def test_near_duplicates_are_found_and_others_are_not() -> None:
     words = [
         "which",

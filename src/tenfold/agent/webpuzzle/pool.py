@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tenfold.agent.webpuzzle.relations import NAME, Fact, read_facts
+from tenfold.agent.webpuzzle.relations import KIN, NAME, Fact, is_whole, read_facts
 
 _LONGEST_TITLE = 100
 # An entity that stands on more pages than this joins what has nothing to do with each other.
@@ -105,7 +105,10 @@ class Pool:
         ends = [found.start() for found in re.finditer(r"(?=[\s,.;:()\"]|$)", words)]
         for end in reversed(ends[:12]):
             if end >= fact.end - fact.start and (found := self.named(words[:end])) is not None:
-                return found if found.number != page.number else None
+                # "Allan Gilmour, Sr" need not be who the page "Allan Gilmour" is about.
+                named = Fact(fact.relation, words[:end], fact.start, fact.start + end)
+                sure = fact.relation not in KIN or is_whole(page.text, named)
+                return found if sure and found.number != page.number else None
         return None
 
     def target_of(self, page: PoolPage, relation: str) -> PoolPage | None:
