@@ -19,7 +19,14 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 REPOSITORY = Path(__file__).parents[1]
 
 # Reasons for which a test may be skipped in CI as well: what a test machine cannot be expected to have.
-ALLOWED_SKIPS = ("needs CUDA", "needs MPS", "needs NPU", "TENFOLD_DATA is not set", "needs torchtitan")
+ALLOWED_SKIPS = (
+    "needs CUDA",
+    "needs MPS",
+    "needs NPU",
+    "TENFOLD_DATA is not set",
+    "TENFOLD_DOCS is not set",
+    "needs torchtitan",
+)
 
 
 def _in_ci() -> bool:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from tenfold.agent.citations import Citation, Entails, check_citations, uncited_sentences
 from tenfold.agent.config import Budget, Sampling
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 OnEvent = Callable[[str, dict[str, Any]], None]
+Mode = Literal["answer", "report", "team"]
 
 # Searches of many questions run through one `Search`; this says to which question an engine's event belongs.
 _events: ContextVar[OnEvent | None] = ContextVar("events", default=None)
@@ -198,6 +200,7 @@ class Agent:
         seed: int | None = None,
         on_event: OnEvent | None = None,
         on_text: OnText | None = None,
+        mode: Mode = "answer",
     ) -> Answer:
         """Answer one question. Works inside a running event loop (a notebook) as well.
 
@@ -207,6 +210,8 @@ class Agent:
             seed: for a model that samples.
             on_event: is told of turns, searches and results as they happen.
             on_text: is told the model's words as they are written.
+            mode: `answer` by one run; `team`: a planner gives tasks to researchers, who search; `report`: a long text
+                in sections, each of which is searched for.
 
         Raises:
             UserError: an empty question, an endpoint that does not answer at all, an engine that cannot work.
@@ -214,7 +219,7 @@ class Agent:
 
         async def once() -> Answer:
             try:
-                return await self.ask_async(question, history, seed, None, on_event, on_text)
+                return await self.ask_async(question, history, seed, None, on_event, on_text, mode)
             finally:
                 await self.policy.close()
 
@@ -228,6 +233,7 @@ class Agent:
         delimiter: str | None = None,
         on_event: OnEvent | None = None,
         on_text: OnText | None = None,
+        mode: Mode = "answer",
     ) -> Answer:
         """As `ask`, for asynchronous callers, who call `policy.close()` when they are done.
 
@@ -238,10 +244,19 @@ class Agent:
             delimiter: stands around the text of pages; a fixed one makes runs repeatable.
             on_event: as in `ask`.
             on_text: as in `ask`.
+            mode: as in `ask`; reports take no history.
         """
         question = question.strip()
         if not question:
             raise UserError("the question is empty")
+        if mode == "team":
+            from tenfold.agent.team import ask_team
+
+            return await ask_team(self, question, history, seed, delimiter, on_event)
+        if mode == "report":
+            from tenfold.agent.report import write_report
+
+            return await write_report(self, question, seed, on_event)
         trace = Trace(secrets=self.secrets)
 
         def tell(kind: str, data: dict[str, Any]) -> None:
@@ -249,17 +264,18 @@ class Agent:
             if on_event is not None:
                 on_event(kind, data)
 
-        token = _events.set(tell)
-        try:
+        with listening(tell):
             rollout = await self.environment.run(question, history, seed, delimiter, tell, on_text)
-        finally:
-            _events.reset(token)
         if rollout.status == "failed" and not rollout.replies:
             raise UserError(rollout.stopped_by)
+        return await self.checked(rollout, trace, tell)
+
+    async def checked(self, rollout: Rollout, trace: Trace, tell: OnEvent) -> Answer:
+        """A run as an answer, its citations held against their sources."""
         citations = await asyncio.to_thread(check_citations, rollout.answer, rollout.sources, self.entails)
         tell("citations", {"citations": [asdict(citation) for citation in citations]})
         return Answer(
-            question=question,
+            question=rollout.question,
             answer=rollout.answer,
             status=rollout.status,
             stopped_by=rollout.stopped_by,
@@ -341,6 +357,16 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     if failure:
         raise failure[0]
     return outcome[0]
+
+
+@contextmanager
+def listening(tell: OnEvent) -> Iterator[None]:
+    """Searches that are made within tell `tell` which engine was asked."""
+    token = _events.set(tell)
+    try:
+        yield
+    finally:
+        _events.reset(token)
 
 
 def _tell(event: SearchEvent) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tenfold.agent.lexical import rank_in_memory
@@ -130,8 +130,30 @@ def check_citations(answer: str, sources: Sequence[Result], entails: Entails | N
 
 def uncited_sentences(answer: str) -> list[str]:
     """Sentences of an answer that cite nothing."""
-    spans = [answer[start:end] for start, end in sentences(answer)]
-    return [text.strip() for text in spans if not _MARK.search(text)]
+    spans = [answer[start:end].strip() for start, end in sentences(answer)]
+    # Headings of a report claim nothing.
+    return [text for text in spans if not _MARK.search(text) and not text.startswith("#")]
+
+
+def renumber_marks(answer: str, numbers: Mapping[int, Sequence[int]]) -> str:
+    """An answer whose marks stand for other numbers.
+
+    Args:
+        answer: text with marks such as [2].
+        numbers: what each number becomes; one that is not there, or becomes nothing, goes.
+    """
+
+    def mark(found: re.Match[str]) -> str:
+        old = [int(number) for number in re.findall(r"\d+", found[0])]
+        return "".join(f"[{new}]" for new in dict.fromkeys(new for number in old for new in numbers.get(number, ())))
+
+    return re.sub(r" +(?=[.!?,;])", "", _MARK.sub(mark, answer))
+
+
+def cited(answer: str) -> list[int]:
+    """The numbers that an answer cites, each once, in order."""
+    groups = (re.findall(r"\d+", group) for group in _MARK.findall(answer))
+    return list(dict.fromkeys(int(number) for group in groups for number in group))
 
 
 def sentences(text: str) -> list[tuple[int, int]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tyro.conf import Positional
 
 from tenfold.agent.config import Budget, Sampling
+from tenfold.agent.webpuzzle.verb import webpuzzle
 from tenfold.core import console
 from tenfold.core.console import PartialFailure, UserError
 from tenfold.core.devices import DeviceName
@@ -19,6 +20,7 @@ from tenfold.core.files import write_bytes
 
 if TYPE_CHECKING:
     from tenfold.agent.agent import Agent
+    from tenfold.agent.judges import Judge
     from tenfold.agent.search import Page
 
 # Where vLLM and llama.cpp's server listen by default, or nearly.
@@ -157,6 +159,7 @@ def ask(
     cache: Path | None = None,
     offline: bool = False,
     open_urls: bool = False,
+    mode: Literal["answer", "team", "report"] = "answer",
     trace: Path | None = None,
     device: DeviceName = "auto",
 ) -> dict[str, Any]:
@@ -179,12 +182,16 @@ def ask(
         cache: file that keeps what was searched and read.
         offline: open no connection but the endpoint's.
         open_urls: let the model open addresses that no search found.
+        mode: answer: one run; team: a planner gives tasks to researchers, who search; report: a long text in sections,
+            each of which is searched for. The budget is that of all of them, but for tokens: those are of each
+            conversation.
         trace: write the record of the run to this file.
         device: for a local model.
 
     Example:
         tenfold agent ask "Who keeps Python?" --llm http://localhost:8000/v1 --engine local:index --trace run.jsonl
         tenfold agent ask "Who keeps Python?" --llm http://localhost:11434/v1 --model qwen3:8b --engine ddgs
+        tenfold agent ask "How did lighthouses change?" --engine local:index --mode report --rounds 12
     """
     from tenfold.agent.serve import answer_text, progress
 
@@ -200,7 +207,8 @@ def ask(
         device,
         open_urls,
     )
-    answer = agent.ask(question, on_event=progress(lambda text: print(text, end="", file=sys.stderr, flush=True)))
+    tell = progress(lambda text: print(text, end="", file=sys.stderr, flush=True))
+    answer = agent.ask(question, on_event=tell, mode=mode)
     if trace is not None:
         answer.trace.save(trace)
     console.say(("" if not answer.rounds else "\n") + answer_text(answer))
@@ -320,6 +328,9 @@ def evaluate(
     output: Path | None = None,
     limit: int | None = None,
     repeats: int = 1,
+    metrics: tuple[Literal["judge:loose", "judge:strict"], ...] = (),
+    judge: str = "",
+    judge_model: str = "",
     concurrency: int = 8,
     rounds: int = 7,
     queries: int = 5,
@@ -345,6 +356,10 @@ def evaluate(
         output: folder for rows and report; the same command again goes on where a stopped run was.
         limit: ask that many questions, drawn evenly over the levels of difficulty.
         repeats: how often each question is asked.
+        metrics: judges to ask beside the rules: judge:strict (three differently worded prompts, two of three votes) and
+            judge:loose (a score from 1 to 10, 6 passes).
+        judge: address of the judge's endpoint; that of --llm by default. Take a model of another family.
+        judge_model: the judge's name there.
         concurrency: questions at the same time.
         rounds: as in `ask`.
         queries: as in `ask`.
@@ -391,12 +406,36 @@ def evaluate(
             name = re.sub(r"[^\w.-]+", "_", question.id)[:80]
             answer.trace.save(traces / f"{name}.jsonl")
 
-    report, _ = evaluation.evaluate(agent, asked, output, repeats, concurrency, seed, keep)
+    referee = _judge(judge or llm, judge_model or ("" if judge else model), cache, output) if metrics else None
+    kinds = tuple(name.removeprefix("judge:") for name in dict.fromkeys(metrics))
+    report, _ = evaluation.evaluate(
+        agent,
+        asked,
+        output,
+        repeats,
+        concurrency,
+        seed,
+        keep,
+        referee,
+        kinds,  # type: ignore[arg-type]
+    )
     for title, columns, rows in evaluation.tables(report):
         console.table(columns, rows, title)
     if report.failed:
         raise PartialFailure(f"{len(report.failed)} questions have no answer: {report.failed[0]}", report)
     return report
+
+
+def _judge(llm: str, model: str, cache: Path | None, output: Path | None) -> Judge:
+    """The judge of an evaluation; its verdicts are kept in the cache, or beside the rows."""
+    from tenfold.agent.agent import policy_named
+    from tenfold.agent.cache import Cache
+    from tenfold.agent.judges import Judge
+
+    if llm == "oracle":
+        raise UserError("the oracle judges nothing: name a judge with --judge, for example http://localhost:8000/v1")
+    where = cache or (output / "judge.sqlite" if output is not None else None)
+    return Judge(policy_named(llm, model, Sampling(0.0)), Cache(where) if where is not None else None)
 
 
 def serve(
@@ -406,6 +445,7 @@ def serve(
     protocol: ProtocolName = "deepdiver",
     host: str = "127.0.0.1",
     port: int = 8080,
+    mcp: bool = False,
     temperature: float = 0.6,
     cache: Path | None = None,
     offline: bool = False,
@@ -423,6 +463,8 @@ def serve(
         protocol: as in `ask`.
         host: address to listen on.
         port: port to listen on.
+        mcp: speak the Model Context Protocol over standard input and output instead, with the tools search, open_page
+            and ask; for programs that start this command themselves.
         temperature: as in `ask`.
         cache: as in `ask`.
         offline: as in `ask`.
@@ -430,10 +472,16 @@ def serve(
 
     Example:
         tenfold agent serve --llm http://localhost:8000/v1 --engine local:index --port 8080
+        tenfold agent serve --mcp --llm http://localhost:8000/v1 --engine local:index
     """
     from tenfold.agent.serve import MODEL, Server
 
     agent = _agent(llm, model, engine, protocol, Budget(), Sampling(temperature), cache, offline, device)
+    if mcp:
+        from tenfold.agent.mcp_server import mcp_server
+
+        mcp_server(agent).run("stdio")
+        return {"host": "", "port": 0}
     server = Server(agent, host, port, os.environ.get("TENFOLD_SERVE_KEY", ""))
     console.say(f"http://{host}:{server.port}/v1 offers the model {MODEL}; Ctrl-C ends it")
     server.serve()
@@ -446,6 +494,7 @@ VERBS: dict[str, Callable[..., object]] = {
     "index": index,
     "fetch": fetch,
     "trace": trace,
+    "webpuzzle": webpuzzle,
     "evaluate": evaluate,
     "serve": serve,
 }

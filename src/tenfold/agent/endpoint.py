@@ -337,8 +337,13 @@ class EndpointConversation:
         """Ask for the next turn. Raises PolicyError."""
         started = time.monotonic()
         sampling = self.endpoint.sampling
+        try:
+            async with asyncio.timeout(max(seconds, 0.001)):
+                model = await self.endpoint.find_model()
+        except TimeoutError:
+            raise PolicyError("timeout", f"{self.endpoint.shown} gave no answer within {seconds:.0f} s") from None
         body: dict[str, Any] = {
-            "model": await self.endpoint.find_model(),
+            "model": model,
             "messages": self.messages,
             "max_tokens": max_tokens,
             "temperature": sampling.temperature,

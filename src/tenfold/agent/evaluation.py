@@ -15,7 +15,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tenfold.agent.agent import Agent, Answer, run
 from tenfold.agent.data import Question, read_rows
@@ -23,6 +23,11 @@ from tenfold.agent.rewards import exact_match, f1, same_value, sub_exact_match, 
 from tenfold.core import console
 from tenfold.core.console import UserError
 from tenfold.core.files import make_folder, read_json, write_bytes, write_json
+
+if TYPE_CHECKING:
+    from tenfold.agent.judges import Judge
+    from tenfold.agent.judges import Kind as JudgeKind
+    from tenfold.agent.judging import Judged
 
 _RESAMPLES = 1_000
 # Failures in a row after which the endpoint is taken to be gone.
@@ -119,6 +124,7 @@ class Report:
         spearman_p: its two-sided permutation p-value.
         failed: questions that have no row because the model or a search gave out.
         seconds: of this run of the evaluation.
+        judged: what judges said, where any was asked.
     """
 
     questions: int
@@ -135,6 +141,7 @@ class Report:
     spearman_p: float | None
     failed: tuple[str, ...]
     seconds: float
+    judged: tuple[Judged, ...] = ()
 
 
 def evaluate(
@@ -145,6 +152,8 @@ def evaluate(
     concurrency: int = 8,
     seed: int = 0,
     on_answer: Callable[[Question, Answer], None] | None = None,
+    judge: Judge | None = None,
+    judge_kinds: Sequence[JudgeKind] = (),
 ) -> tuple[Report, list[Row]]:
     """Ask all questions and score the answers.
 
@@ -156,6 +165,8 @@ def evaluate(
         concurrency: questions at the same time.
         seed: of the sampling, the intervals and the delimiters.
         on_answer: is given every new answer, for traces.
+        judge: a language model that judges answers.
+        judge_kinds: as which it is asked.
 
     Raises:
         UserError: no questions, names that repeat, a folder that holds another run, an endpoint that is gone.
@@ -185,6 +196,11 @@ def evaluate(
     if not rows:
         raise UserError(failed[0] if failed else "no question was answered")
     report = summarise(rows, agent.policy.name, seed, failed, seconds)
+    if judge is not None:
+        from tenfold.agent.judging import judge_answers
+
+        judged = run(judge_answers(judge, judge_kinds, questions, rows, output, concurrency, seed))
+        report = dataclasses.replace(report, judged=tuple(judged))
     if output is not None:
         write_bytes(output / "rows.jsonl", "".join(_line(row) for row in rows).encode())
         write_json(output / "report.json", report)
@@ -434,6 +450,24 @@ def tables(report: Report) -> list[tuple[str, list[str], list[list[str]]]]:
             ],
         )
     ]
+    if report.judged:
+        found.append(
+            (
+                f"Judged by {report.judged[0].model}",
+                ["judge", "right", "95% interval", "kappa with the rule", "no verdict", "two alternatives"],
+                [
+                    [
+                        judged.kind,
+                        f"{judged.passed.mean:.3f}",
+                        f"{judged.passed.low:.3f} to {judged.passed.high:.3f}",
+                        "-" if judged.kappa is None else f"{judged.kappa:.3f}",
+                        str(judged.silent),
+                        str(judged.alternatives),
+                    ]
+                    for judged in report.judged
+                ],
+            )
+        )
     if report.levels:
         grows = "searches do not vary" if report.spearman is None else f"Spearman {report.spearman:.2f}"
         chance = "" if report.spearman_p is None else f" (p = {report.spearman_p:.3g})"

@@ -111,10 +111,17 @@ def decode(content: bytes, charset: str | None = None, url: str = "", markup: bo
         return content.decode("utf-8", "replace")
 
 
+# A heading of reStructuredText: a line, and below it one of at least four equal marks; :mod:`re` in it stands for `re`.
+_UNDERLINED = re.compile(r"^(\S[^\n]{0,200})\n([=\-*~^#])\2{3,}$", re.MULTILINE)
+_ROLE = re.compile(r":[\w:+.-]+:`([^`]*)`")
+
+
 def plain_to_text(text: str) -> Extracted:
-    """Plain text; its title is its first line that is not empty."""
+    """Plain text; its title is its first underlined line (reStructuredText), or its first line that is not empty."""
     text = clean(text)
-    first = text.partition("\n")[0].strip(" #=-*")
+    underlined = _UNDERLINED.search(text[:20_000])
+    first = underlined[1] if underlined is not None else text.partition("\n")[0].strip(" #=-*")
+    first = " ".join(_ROLE.sub(r"\1", first).split())
     return Extracted(first[:200], text)
 
 

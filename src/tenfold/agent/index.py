@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -190,6 +190,10 @@ class LocalIndex:
             if len(results) == count:
                 break
         return results
+
+    def documents(self) -> Iterator[Stored]:
+        """Every document, in the order in which they were read."""
+        return self._store.all()
 
     def page(self, url: str) -> Page:
         """A whole document by its address. Raises UserError where the index has none of that address."""

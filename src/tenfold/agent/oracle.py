@@ -1,7 +1,7 @@
 """A policy without a language model that follows the known path of a question: it proves the loop, not a method.
 
-It searches for each title of the path in turn, tries again with other words where a search misses, reads the date in
-the last page as it was shown, and cites that page. It does not look at the right answers.
+It searches for each title of the path in turn, tries again with other words where a search misses, reads the date or
+the name in the last page as it was shown, and cites that page. It does not look at the right answers.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ from collections.abc import Sequence
 
 from tenfold.agent.data import Question
 from tenfold.agent.policies import Scripted
-from tenfold.agent.protocol import QUERIES, SEARCH, Message
+from tenfold.agent.protocol import QUERIES, SEARCH, Message, escape
 from tenfold.agent.rewards import DATE
+from tenfold.agent.webpuzzle.relations import value_of
 
 _SHOWN = re.compile(
     r"<<data (?P<delimiter>\w+)>>\n\[(?P<number>\d+)\] page title: (?P<title>[^\n]*)\n[^\n]*\n(?P<text>.*?)\n"
     r"<<end (?P=delimiter)>>",
     re.DOTALL,
 )
+_SHOWN_BARE = re.compile(r"^found \[(?P<number>\d+)\] (?P<title>.*?): (?P<text>.*)$", re.MULTILINE)
 _BEFORE = {
     "born": re.compile(r"\b(?:born|birth|b\.)\W*(?:\w+\W+){0,6}?$", re.IGNORECASE),
     "died": re.compile(
@@ -27,25 +29,33 @@ _BEFORE = {
 }
 
 
-def oracle(questions: Sequence[Question]) -> Scripted:
-    """The policy for these questions, in the form of `deepdiver`."""
-    known = {question.question: question for question in questions}
+def oracle(questions: Sequence[Question], bare: bool = False) -> Scripted:
+    """The policy for these questions.
+
+    Args:
+        questions: with their paths.
+        bare: read results as the protocol `brief` shows them, instead of as `deepdiver` does.
+    """
+    known = {escape(question.question): question for question in questions}
 
     def script(messages: Sequence[Message]) -> str:
         told = str(messages[0]["content"])
-        question = next((item for text, item in known.items() if f"\n{text}\n" in told), None)
+        if bare:
+            question = known.get(told)
+        else:
+            question = next((item for item in known.values() if f"\n{item.question}\n" in told), None)
         if question is None:
             return "<thinking>This question is not in my script.</thinking>I do not know."
-        return _turn(question, messages)
+        return _turn(question, messages, _SHOWN_BARE if bare else _SHOWN)
 
     return Scripted(script, "scripted oracle")
 
 
-def _turn(question: Question, messages: Sequence[Message]) -> str:
+def _turn(question: Question, messages: Sequence[Message], shown: re.Pattern[str]) -> str:
     pages: dict[str, tuple[int, str]] = {}
     for message in messages[1:]:
         if message["role"] == "user":
-            for found in _SHOWN.finditer(str(message["content"])):
+            for found in shown.finditer(str(message["content"])):
                 number, text = int(found["number"]), found["text"]
                 if found["title"] not in pages or len(text) > len(pages[found["title"]][1]):
                     pages[found["title"]] = (number, text)
@@ -58,11 +68,30 @@ def _turn(question: Question, messages: Sequence[Message]) -> str:
                     return f"<thinking>I need the page of {title}.</thinking>{SEARCH}|{{'{QUERIES}': [{words!r}]}}"
             return f"<thinking>The page of {title} is not found.</thinking>I could not find {title}."
     number, text = pages[_heading(question.path[-1])]
-    date = read_date(text, question.relations[-1])
-    if date is None:
-        return "<thinking>The page names no such date.</thinking>The page names no such date."
-    verb = "was born on" if question.relations[-1] == "born" else "died on"
-    return f"<thinking>The page says it.</thinking>{question.path[-1].partition(' (')[0]} {verb} {date} [{number}]."
+    return answer(question, number, text)
+
+
+_VERBS = {
+    "born": "was born on",
+    "died": "died on",
+    "director": "was directed by",
+    "producer": "was produced by",
+    "writer": "was written by",
+    "composer": "has music composed by",
+    "star": "stars",
+    "parent": "is the child of",
+    "spouse": "is married to",
+}
+
+
+def answer(question: Question, number: int, text: str) -> str:
+    """The last turn: what the text of the last page says, and its number."""
+    relation = question.relations[-1]
+    said = read_date(text, relation) if relation in _BEFORE else value_of(text, relation)
+    if said is None:
+        return "<thinking>The page does not say it.</thinking>The page does not say it."
+    subject = question.path[-1].partition(" (")[0]
+    return f"<thinking>The page says it.</thinking>{subject} {_VERBS[relation]} {said} [{number}]."
 
 
 def _heading(title: str) -> str:

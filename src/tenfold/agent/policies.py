@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -175,3 +178,39 @@ def message_text(message: Message) -> str:
     """What counts of a message: its content and the arguments of its calls."""
     calls = message.get("tool_calls") or ()
     return str(message.get("content") or "") + "".join(call["function"]["arguments"] for call in calls)
+
+
+async def complete(
+    policy: Policy, prompt: str, max_tokens: int = 1_500, seconds: float = 180.0, seed: int | None = None
+) -> str:
+    """One answer to one prompt, without tools and without a history. Raises PolicyError."""
+    conversation = policy.start((), seed)
+    conversation.add([{"role": "user", "content": prompt}])
+    return (await conversation.reply(max_tokens, seconds)).text
+
+
+def read_object(text: str) -> dict[str, Any] | None:
+    """The last dictionary in a text, in JSON or in Python's notation; None where there is none.
+
+    Models reason first and give their result in the end. It is read as data and never run.
+    """
+    found = None
+    position = 0
+    decoder = json.JSONDecoder()
+    while (position := text.find("{", position)) >= 0:
+        end = position + 1
+        try:
+            value, end = decoder.raw_decode(text, position)
+        except (ValueError, RecursionError):
+            literal = _FLAT.match(text, position)
+            try:
+                value = ast.literal_eval(literal[0]) if literal else None
+                end = literal.end() if literal and isinstance(value, dict) else end
+            except (ValueError, SyntaxError, MemoryError, RecursionError):
+                value = None
+        found = value if isinstance(value, dict) else found
+        position = end
+    return found
+
+
+_FLAT = re.compile(r"\{[^{}]{0,4000}\}")

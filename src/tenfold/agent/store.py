@@ -128,6 +128,11 @@ class Store:
         numbers = [row[0] for row in self._database.execute("SELECT id FROM documents WHERE in_words = 0")]
         return (self.document(number) for number in numbers)
 
+    def all(self) -> Iterator[Stored]:
+        """Every document, by its number."""
+        numbers = [row[0] for row in self._database.execute("SELECT id FROM documents ORDER BY id")]
+        return (self.document(number) for number in numbers)
+
     def removed(self) -> list[int]:
         """Documents that are gone here and may still be in the word index."""
         return [row[0] for row in self._database.execute("SELECT document FROM removed")]

@@ -197,6 +197,8 @@ async def replay(trace: Trace) -> tuple[Rollout, Trace]:
         The rollout, and its own trace, which `diff` can hold against the first one.
     """
     start = trace.first("run_start")
+    if start.get("mode"):
+        raise UserError(f"a run in the mode {start['mode']} is put together from several: it cannot be replayed")
     replies = [
         Reply(**{**event["reply"], "calls": tuple(ToolCall(**call) for call in event["reply"]["calls"])})
         for event in trace.of("turn")

@@ -128,6 +128,8 @@ def _timeline(trace: Trace) -> Iterator[str]:
             said = f": {event['message']}" if event.get("message") else ""
             text = f"{event['engine']}: {event['query']} ({event['outcome']}, {event['results']} results){said}"
             yield f'<p class="soft">{_escape(text)}</p>'
+        elif kind == "finding":
+            yield f"<section><b>{_escape(event['task'])}</b><p>{_escape(event['finding'])}</p></section>"
         elif kind == "fetch":
             what = event.get("blocked") or f"{event.get('bytes', 0):,} bytes"
             yield f'<p class="soft">page {_escape(event["url"])}: {_escape(what)}</p>'
