@@ -184,7 +184,7 @@ class LocalConversation:
         prompt = len(self.ids)
         seed = None if self.seed is None else self.seed * 1_000 + self._turns
         self._turns += 1
-        new, late = await asyncio.to_thread(self.policy.generate, list(self.ids), max_tokens, seconds, seed)
+        new, late = await self._sample(max_tokens, seconds, seed)
         self.ids += new
         self.mask += [1] * len(new)
         text = str(self.policy.tokenizer.decode(new, skip_special_tokens=True))
@@ -192,3 +192,7 @@ class LocalConversation:
             on_text(text, False)
         ended = bool(new) and new[-1] in self.policy.ends
         return Reply(text, "", (), "stop" if ended else "time" if late else "length", prompt, len(new))
+
+    async def _sample(self, max_tokens: int, seconds: float, seed: int | None) -> tuple[list[int], bool]:
+        """Ids of the next turn, and whether time ran out."""
+        return await asyncio.to_thread(self.policy.generate, list(self.ids), max_tokens, seconds, seed)
