@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from tenfold.agent.data import Question
 from tenfold.agent.policies import Scripted
-from tenfold.agent.protocol import QUERIES, SEARCH, Message
+from tenfold.agent.protocol import QUERIES, SEARCH, Message, escape
 from tenfold.agent.rewards import DATE
 
 _SHOWN = re.compile(
@@ -19,6 +19,7 @@ _SHOWN = re.compile(
     r"<<end (?P=delimiter)>>",
     re.DOTALL,
 )
+_SHOWN_BARE = re.compile(r"^found \[(?P<number>\d+)\] (?P<title>.*?): (?P<text>.*)$", re.MULTILINE)
 _BEFORE = {
     "born": re.compile(r"\b(?:born|birth|b\.)\W*(?:\w+\W+){0,6}?$", re.IGNORECASE),
     "died": re.compile(
@@ -27,25 +28,33 @@ _BEFORE = {
 }
 
 
-def oracle(questions: Sequence[Question]) -> Scripted:
-    """The policy for these questions, in the form of `deepdiver`."""
-    known = {question.question: question for question in questions}
+def oracle(questions: Sequence[Question], bare: bool = False) -> Scripted:
+    """The policy for these questions.
+
+    Args:
+        questions: with their paths.
+        bare: read results as the protocol `brief` shows them, instead of as `deepdiver` does.
+    """
+    known = {escape(question.question): question for question in questions}
 
     def script(messages: Sequence[Message]) -> str:
         told = str(messages[0]["content"])
-        question = next((item for text, item in known.items() if f"\n{text}\n" in told), None)
+        if bare:
+            question = known.get(told)
+        else:
+            question = next((item for item in known.values() if f"\n{item.question}\n" in told), None)
         if question is None:
             return "<thinking>This question is not in my script.</thinking>I do not know."
-        return _turn(question, messages)
+        return _turn(question, messages, _SHOWN_BARE if bare else _SHOWN)
 
     return Scripted(script, "scripted oracle")
 
 
-def _turn(question: Question, messages: Sequence[Message]) -> str:
+def _turn(question: Question, messages: Sequence[Message], shown: re.Pattern[str]) -> str:
     pages: dict[str, tuple[int, str]] = {}
     for message in messages[1:]:
         if message["role"] == "user":
-            for found in _SHOWN.finditer(str(message["content"])):
+            for found in shown.finditer(str(message["content"])):
                 number, text = int(found["number"]), found["text"]
                 if found["title"] not in pages or len(text) > len(pages[found["title"]][1]):
                     pages[found["title"]] = (number, text)
