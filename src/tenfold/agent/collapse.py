@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 # Steps that the present is held against; signs that are given time before the next one counts; signs that end a run.
 WINDOW, PATIENCE, LAST_SIGN = 20, 10, 4
-_KL_RATIO, _LEAST_KL = 10.0, 0.05
+# A policy that learns moves away from its reference; what is below half a nat a token is no sign of anything.
+_KL_RATIO, _LEAST_KL = 10.0, 0.5
 _FORMAT_DROP, _LENGTH_RATIO = 0.20, 0.5
 
 
@@ -54,7 +55,7 @@ class CollapseGuard:
             elif row["format"] < median["format"] - _FORMAT_DROP:
                 sign = f"only {row['format']:.0%} keep to the form, where {median['format']:.0%} did"
             elif row["response_tokens"] < _LENGTH_RATIO * median["response_tokens"]:
-                sign = f"responses of {row['response_tokens']:.0f} tokens, where {median['response_tokens']:.0f} were usual"
+                sign = f"{row['response_tokens']:.0f} tokens a run, where {median['response_tokens']:.0f} were usual"
         self._past.append({name: row[name] for name in ("kl", "entropy", "format", "response_tokens")})
         self.rows += 1
         if sign:

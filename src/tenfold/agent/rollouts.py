@@ -193,7 +193,7 @@ def sample_turns(
     luck = np.stack([np.random.default_rng(seed).random(most) for seed in seeds])
     chance = torch.from_numpy(luck).to(device)
     written: list[list[int]] = [[] for _ in prompts]
-    open_rows = set(range(len(prompts)))
+    rows = list(range(len(prompts)))  # which prompt each row of the batch belongs to
     past = None
     # transformers has given the cache another name; the old one still works there, with a warning at every call.
     past_name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
@@ -214,17 +214,24 @@ def sample_turns(
             chosen = (heights < chance[:, step : step + 1] * heights[:, -1:]).sum(-1)
         else:
             chosen = logits.argmax(-1)
-        for row, token in enumerate(chosen.tolist()):
-            if row in open_rows:
-                written[row].append(token)
-                if token in stop or len(written[row]) >= max_tokens[row]:
-                    open_rows.discard(row)
-        if not open_rows or time.monotonic() - started > seconds:
+        going = []
+        for place, (row, token) in enumerate(zip(rows, chosen.tolist(), strict=True)):
+            written[row].append(token)
+            if token not in stop and len(written[row]) < max_tokens[row]:
+                going.append(place)
+        if not going or time.monotonic() - started > seconds:
+            rows = [rows[place] for place in going]
             break
         ids = chosen.unsqueeze(1)
-        attention = torch.cat([attention, torch.ones_like(ids)], 1)
         positions = positions[:, -1:] + 1
-    return [(new, row in open_rows) for row, new in enumerate(written)]
+        if len(going) < len(rows):  # what has ended costs nothing more
+            rows = [rows[place] for place in going]
+            keep = torch.tensor(going, device=device)
+            ids, attention, positions, chance = ids[keep], attention[keep], positions[keep], chance[keep]
+            past.batch_select_indices(keep)
+        attention = torch.cat([attention, torch.ones_like(ids)], 1)
+    late = set(rows)
+    return [(new, row in late and len(new) < max_tokens[row]) for row, new in enumerate(written)]
 
 
 class Taught(LocalModel):

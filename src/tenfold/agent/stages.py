@@ -19,7 +19,7 @@ from tenfold.agent.protocol import protocol as protocol_named
 from tenfold.agent.rollouts import Batched, Example, Setting, Taught, example, play, taught
 from tenfold.agent.search import Search
 from tenfold.agent.trace import Recorded, Trace
-from tenfold.agent.training import grade_by_rules, grpo, sft
+from tenfold.agent.training import ExamplesOf, grade_by_rules, grpo, sft
 from tenfold.agent.world import RELATIONS, World, tiny_policy
 from tenfold.core import console
 from tenfold.core.console import UserError
@@ -164,10 +164,12 @@ def train(
     recipe["questions"] = str(questions or ("world" if world else "built-in"))
     make_folder(output)
     if isinstance(config, SftConfig):
-        example_of = _examples(model, tokenizer, setting, asked, traces, protocol, world, config)
-        result = sft(model, example_of, config, output, recipe=recipe, device=device)
+        examples_of = _examples(model, tokenizer, setting, asked, traces, protocol, world, config)
+        result = sft(model, examples_of, config, output, recipe=recipe, device=device)
         return _save(stage, model, tokenizer, output, result.steps, result.finished, result.metrics, None)
-    keep = asked[len(asked) - dev :] if dev and asked else world.held_out((1, 2, 3, 4), dev // 4) if world and dev else []
+    keep = (
+        asked[len(asked) - dev :] if dev and asked else world.held_out((1, 2, 3, 4), dev // 4) if world and dev else []
+    )
     asked = asked[: len(asked) - len(keep)] if asked else []
     if world is None and not asked:
         raise UserError(f"--dev keeps back all {len(keep)} questions: there is none left to train on")
@@ -232,18 +234,19 @@ def _examples(
     protocol: str,
     world: World | None,
     config: SftConfig,
-) -> Callable[[int], Example]:
-    """Example number n: of traces, of the world's expert, or of the script that knows the questions' paths."""
+) -> ExamplesOf:
+    """Examples by their numbers: of traces, of the world's expert, or of the script that knows the questions' paths."""
     still = copy.deepcopy(model)  # its tokens are wanted only, and its mode must not change in training
     if traces:
         examples = examples_of_traces(traces, asked, still, tokenizer, protocol)
         order = Shuffled(len(examples), config.seed)
-        return lambda number: examples[order(number)]
+        return lambda numbers: [examples[order(number)] for number in numbers]
     if world is not None:
+        expert = Taught(still, tokenizer, world.expert())
 
-        def of_world(number: int) -> Example:
-            question = world.draw(number, _WORLD_SFT, config.seed)
-            return example(taught(setting, still, tokenizer, question, world.expert(question)))
+        def of_world(numbers: Sequence[int]) -> list[Example]:
+            drawn = [world.draw(number, _WORLD_SFT, config.seed) for number in numbers]
+            return [example(rollout) for rollout in play(setting, expert, drawn, [0] * len(drawn))]
 
         return of_world
     pathed = [question for question in asked if question.path and set(question.relations).isdisjoint(RELATIONS)]
@@ -253,11 +256,13 @@ def _examples(
     teacher = Taught(still, tokenizer, oracle(pathed, bare=protocol == "brief"))
     kept: dict[int, Example] = {}
 
-    def of_oracle(number: int) -> Example:
-        item = order(number)
-        if item not in kept:
-            kept[item] = example(play(setting, teacher, [pathed[item]], [0])[0])
-        return kept[item]
+    def of_oracle(numbers: Sequence[int]) -> list[Example]:
+        items = [order(number) for number in numbers]
+        new = sorted(set(items) - set(kept))
+        rollouts = play(setting, teacher, [pathed[item] for item in new], [0] * len(new))
+        for item, rollout in zip(new, rollouts, strict=True):
+            kept[item] = example(rollout)
+        return [kept[item] for item in items]
 
     return of_oracle
 

@@ -22,8 +22,18 @@ from tenfold.agent.config import GrpoConfig, Sampling, SftConfig
 from tenfold.agent.data import Question
 from tenfold.agent.environment import Rollout
 from tenfold.agent.grpo import grpo_loss
-from tenfold.agent.rewards import Graded, Reward, Stage, advantages, exact_match, f1, group_rewards, same_value
-from tenfold.agent.rewards import sub_exact_match, without_marks
+from tenfold.agent.rewards import (
+    Graded,
+    Reward,
+    Stage,
+    advantages,
+    exact_match,
+    f1,
+    group_rewards,
+    same_value,
+    sub_exact_match,
+    without_marks,
+)
 from tenfold.agent.rollouts import Batched, Example, QuestionOf, Setting, play
 from tenfold.core.console import warn
 from tenfold.core.training import FitConfig, FitResult, fit
@@ -32,6 +42,7 @@ from tenfold.core.training.schedule import constant, cosine
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+ExamplesOf = Callable[[Sequence[int]], list[Example]]
 Grader = Callable[[Question, Rollout], Graded]
 Evaluate = Callable[[nn.Module, int], Mapping[str, float]]
 
@@ -88,18 +99,18 @@ def chosen_log_probs(
 
 
 class _Examples:
-    """The examples of an SFT run as batches; `example_of` is a pure function of the number."""
+    """The examples of an SFT run as batches."""
 
-    def __init__(self, example_of: Callable[[int], Example]) -> None:
-        self.example_of = example_of
+    def __init__(self, examples_of: ExamplesOf) -> None:
+        self.examples_of = examples_of
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        return collate([self.example_of(index) for index in indices])
+        return collate(self.examples_of(indices))
 
 
 def sft(
     model: PreTrainedModel,
-    example_of: Callable[[int], Example],
+    examples_of: ExamplesOf,
     config: SftConfig,
     folder: Path | str,
     *,
@@ -111,7 +122,7 @@ def sft(
 
     Args:
         model: the policy.
-        example_of: example number n of an endless stream, a pure function of n.
+        examples_of: the examples with these numbers of an endless stream, a pure function of the numbers.
         config: steps and the like.
         folder: of the run.
         evaluate: as in `tenfold.core.training.fit`.
@@ -127,7 +138,7 @@ def sft(
 
     return fit(
         model,
-        _Examples(example_of),
+        _Examples(examples_of),
         loss,
         lambda module: torch.optim.AdamW(module.parameters(), config.learning_rate, (0.9, 0.98), weight_decay=0.0),
         FitConfig(
@@ -320,9 +331,7 @@ def _loss_of(
 ) -> tuple[Tensor, dict[str, float]]:
     """The loss of a step, and its figures."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    better = [
-        value for group in groups for value in advantages([item.total for item in group.rewards], config.scale)
-    ]
+    better = [value for group in groups for value in advantages([item.total for item in group.rewards], config.scale)]
     device = next(forward.parameters()).device
     ids, mask = (tensor.to(device) for tensor in collate([Example(item.ids, item.mask) for item in rollouts]))
     counted = mask
@@ -354,7 +363,7 @@ def _loss_of(
 
 
 class _Watch:
-    """The collapse guard of a run at any step: after a resume it is made anew from the rows that the run has written."""
+    """The collapse guard of a run at any step; after a resume it is made anew from the run's rows."""
 
     def __init__(self, metrics: Path, entropy_floor: float) -> None:
         self.metrics, self.entropy_floor = metrics, entropy_floor
@@ -376,5 +385,9 @@ class _Watch:
         if sign:
             warn(
                 f"step {self.guard.rows}: a sign of collapse: {sign}; "
-                + ("the run ends" if self.guard.stop else f"the learning rate is now {self.guard.factor:g} of what it was")
+                + (
+                    "the run ends"
+                    if self.guard.stop
+                    else f"the learning rate is now {self.guard.factor:g} of what it was"
+                )
             )

@@ -20,18 +20,22 @@ from tenfold.agent.policies import Scripted
 from tenfold.agent.protocol import QUERIES, SEARCH, Message
 from tenfold.agent.search import Result
 
-FIRST = tuple(
-    "ada ben cleo dan eva finn gina hugo iris jack kate liam mona noah olga paul rosa sam tess umar vera walt xena "
-    "yuri zoe amos bea carl dora emil faye gus hana ivan june kurt lena max nora otto".split()
-)
-LAST = tuple(
-    "abbot baker cole drake ellis frost grant hayes irwin jones king lane mills nash owens price quinn reed scott "
-    "tate upton vance webb xu young zimmer ash bell clark dunn eaton fox gray hill inman kerr lowe moss north park".split()
-)
+_FIRST_NAMES = """
+    ada ben cleo dan eva finn gina hugo iris jack kate liam mona noah olga paul rosa sam tess umar vera walt
+    xena yuri zoe amos bea carl dora emil faye gus hana ivan june kurt lena max nora otto
+    """
+_LAST_NAMES = """
+    abbot baker cole drake ellis frost grant hayes irwin jones king lane mills nash owens price quinn reed scott
+    tate upton vance webb xu young zimmer ash bell clark dunn eaton fox gray hill inman kerr lowe moss north
+    park
+    """
+FIRST, LAST = tuple(_FIRST_NAMES.split()), tuple(_LAST_NAMES.split())
 RELATIONS = ("mother", "father", "teacher", "employer", "neighbour", "rival", "doctor", "heir")
 # The relation of the facts that can be taught by heart. The world answers it as well.
 KNOWN = "namesake"
 _ENTITIES, _HELD_OUT, _KNOWN = 1_200, 200, 40
+# Pieces of the paper's form, each a token of the small policy; its turns have nothing to think about.
+_THINKING, _CALL, _CALL_END = "<thinking></thinking>", f"{SEARCH}|{{'{QUERIES}':['", "']}"
 # How often a search finds nothing, by its wording.
 MISS = 0.15
 
@@ -127,19 +131,20 @@ class World:
             questions += seen.values()
         return questions
 
-    def expert(self, question: Question) -> Scripted:
+    def expert(self) -> Scripted:
         """The policy to learn from: one search for each relation, asked in other words where nothing was found. Known
         facts are answered at once."""
 
         def script(messages: Sequence[Message]) -> str:
-            return f"<thinking> </thinking> {self._next(question, messages)}"
+            return f"{_THINKING} {self._next(messages)}"
 
         return Scripted(script, "expert")
 
-    def _next(self, question: Question, messages: Sequence[Message]) -> str:
-        person, *relations = question.path[0], *question.relations
+    def _next(self, messages: Sequence[Message]) -> str:
+        first, last, *relations = str(messages[0]["content"]).split()
+        person = f"{first} {last}"
         if relations == [KNOWN]:
-            return question.answers[0]
+            return self.facts[person, KNOWN]
         tries = 0
         for message in messages[1:]:
             if message["role"] != "user":
@@ -155,7 +160,7 @@ class World:
         wordings = _wordings(person, relations[0]) if relations else ()
         if tries >= len(wordings):
             return person
-        return f"{SEARCH}|{{'{QUERIES}': [' {wordings[tries]} ']}}"
+        return f"{_CALL} {wordings[tries]} {_CALL_END}"
 
 
 _FIRST, _LAST, _RELATION = frozenset(FIRST), frozenset(LAST), frozenset((*RELATIONS, KNOWN))
@@ -184,7 +189,7 @@ def tiny_policy(seed: int = 0) -> tuple[object, object]:
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=1024,
-        initializer_range=0.125,  # with 0.02, the usual value of wide models, this one takes far longer to learn copying
+        initializer_range=0.125,  # with 0.02, the value of wide models, this one is far slower to learn copying
         tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
@@ -202,7 +207,7 @@ def word_tokenizer():  # type: ignore[no-untyped-def]
     from transformers import PreTrainedTokenizerFast
 
     special = ["<pad>", "<unk>", "<end>", "<user>", "<assistant>"]
-    form = ["<thinking>", "</thinking>", f"{SEARCH}|{{'{QUERIES}':", "['", "']}"]
+    form = [_THINKING, _CALL, _CALL_END]
     words = [*special, *form, "found", "nothing", "form", "stop", *FIRST, *LAST, *RELATIONS, KNOWN]
     core = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
