@@ -37,7 +37,7 @@ SFT_WEIGHTS = {1: 0.48, 2: 0.45, 3: 0.04, 4: 0.03}
 RL_WEIGHTS = {1: 0.1, 2: 0.2, 3: 0.5, 4: 0.2}
 # The share of questions about facts known by heart, in the control that has them; their depth is 0.
 KNOWN_SHARE = 0.2
-BUDGET = Budget(rounds=7, queries=1, results=1, tokens=1024, turn_tokens=9, seconds=3_600.0)
+BUDGET = Budget(rounds=7, queries=1, results=1, tokens=1024, turn_tokens=14, seconds=3_600.0)
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Plan:
 
     seeds: tuple[int, ...] = (0, 1, 2)
     sft: SftConfig = field(default_factory=lambda: SftConfig(600, 16, 5e-3, 1.0, 150))
-    loose: int = 40
-    strict: int = 30
+    loose: int = 60
+    strict: int = 40
     questions: int = 8
     group: int = 14
     learning_rate: float = 5e-4

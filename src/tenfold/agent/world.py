@@ -34,8 +34,8 @@ RELATIONS = ("mother", "father", "teacher", "employer", "neighbour", "rival", "d
 # The relation of the facts that can be taught by heart. The world answers it as well.
 KNOWN = "namesake"
 _ENTITIES, _HELD_OUT, _KNOWN = 1_200, 200, 40
-# Pieces of the paper's form, each a token of the small policy; its turns have nothing to think about.
-_THINKING, _CALL, _CALL_END = "<thinking></thinking>", f"{SEARCH}|{{'{QUERIES}':['", "']}"
+# Pieces of the paper's form, each a token of the small policy.
+_THINKING, _THOUGHT, _CALL, _CALL_END = "<thinking>", "</thinking>", f"{SEARCH}|{{'{QUERIES}':['", "']}"
 # How often a search finds nothing, by its wording.
 MISS = 0.15
 
@@ -132,19 +132,15 @@ class World:
         return questions
 
     def expert(self) -> Scripted:
-        """The policy to learn from: one search for each relation, asked in other words where nothing was found. Known
-        facts are answered at once."""
-
-        def script(messages: Sequence[Message]) -> str:
-            return f"{_THINKING} {self._next(messages)}"
-
-        return Scripted(script, "expert")
+        """The policy to learn from: one search for each relation, asked in other words where nothing was found. It
+        thinks of the relations that it has still to follow. Known facts are answered at once."""
+        return Scripted(self._next, "expert")
 
     def _next(self, messages: Sequence[Message]) -> str:
         first, last, *relations = str(messages[0]["content"]).split()
         person = f"{first} {last}"
         if relations == [KNOWN]:
-            return self.facts[person, KNOWN]
+            return f"{_THINKING} {_THOUGHT} {self.facts[person, KNOWN]}"
         tries = 0
         for message in messages[1:]:
             if message["role"] != "user":
@@ -156,11 +152,11 @@ class World:
             else:
                 tries += 1
             if "stop" in told:
-                return person
+                relations.clear()
         wordings = _wordings(person, relations[0]) if relations else ()
         if tries >= len(wordings):
-            return person
-        return f"{_CALL} {wordings[tries]} {_CALL_END}"
+            return f"{_THINKING} {_THOUGHT} {person}"
+        return f"{_THINKING} {' '.join(relations)} {_THOUGHT} {_CALL} {wordings[tries]} {_CALL_END}"
 
 
 _FIRST, _LAST, _RELATION = frozenset(FIRST), frozenset(LAST), frozenset((*RELATIONS, KNOWN))
@@ -207,7 +203,7 @@ def word_tokenizer():  # type: ignore[no-untyped-def]
     from transformers import PreTrainedTokenizerFast
 
     special = ["<pad>", "<unk>", "<end>", "<user>", "<assistant>"]
-    form = [_THINKING, _CALL, _CALL_END]
+    form = [_THINKING, _THOUGHT, _CALL, _CALL_END]
     words = [*special, *form, "found", "nothing", "form", "stop", *FIRST, *LAST, *RELATIONS, KNOWN]
     core = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
