@@ -569,6 +569,8 @@ def train(
 def reproduce(
     output: Path = Path("results/reproduce/agent.json"),
     seeds: tuple[int, ...] = (0, 1, 2),
+    loose_steps: int = 120,
+    strict_steps: int = 80,
     quick: bool = False,
     runs: Path = Path("runs/reproduce-agent"),
 ) -> object:
@@ -581,6 +583,8 @@ def reproduce(
     Args:
         output: result file; plots go beside it.
         seeds: one experiment for each.
+        loose_steps: steps of GRPO with the loose grader, up to the switch.
+        strict_steps: steps after it.
         quick: a few steps of everything, to see that it works; its figures say nothing.
         runs: folder of the training runs.
 
@@ -593,7 +597,11 @@ def reproduce(
 
     if not seeds or min(seeds) < 0:
         raise UserError("reproduce needs at least one seed, and none below 0")
-    plan = experiment.QUICK if quick else replace(experiment.Plan(), seeds=seeds)
+    if min(loose_steps, strict_steps) < 1:
+        raise UserError("reproduce needs at least one step before the switch of the grader and one after it")
+    plan = replace(experiment.Plan(), seeds=seeds, loose=loose_steps, strict=strict_steps)
+    if quick:
+        plan = experiment.QUICK
     return experiment.reproduce(output, plan, runs)
 
 

@@ -8,8 +8,20 @@ from typing import Literal
 from tenfold.core.config import ModelEntry
 from tenfold.core.console import UserError
 
-# The room has no weights of its own: it works with whatever language model the user has.
-MODELS: tuple[ModelEntry, ...] = ()
+# The room works with whatever language model the user has; its own policy knows nothing but a closed world.
+MODELS: tuple[ModelEntry, ...] = (
+    ModelEntry(
+        name="tenfold-seeker",
+        room="agent",
+        summary="small policy that searches a closed world of people and relations, trained by this project",
+        source="embedded",
+        location="tenfold-seeker.safetensors",
+        parameters=154_816,
+        licence="Apache-2.0",
+        bytes=622_424,
+        card="README.md#model-card",
+    ),
+)
 
 
 @dataclass(frozen=True)

@@ -55,8 +55,8 @@ class Plan:
 
     seeds: tuple[int, ...] = (0, 1, 2)
     sft: SftConfig = field(default_factory=lambda: SftConfig(600, 16, 5e-3, 1.0, 150))
-    loose: int = 60
-    strict: int = 40
+    loose: int = 120
+    strict: int = 80
     questions: int = 8
     group: int = 14
     learning_rate: float = 5e-4

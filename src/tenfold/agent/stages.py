@@ -254,15 +254,23 @@ def _examples(
         raise UserError("sft needs --traces: these questions have no paths that a script could follow")
     order = Shuffled(len(pathed), config.seed)
     teacher = Taught(still, tokenizer, oracle(pathed, bare=protocol == "brief"))
-    kept: dict[int, Example] = {}
+    kept: dict[int, Example | None] = {}
+
+    def good(item: int) -> Example:
+        """The run of a question, or of the next one that the script gets right within the budget."""
+        for other in (*range(item, len(pathed)), *range(item)):
+            if other not in kept:
+                question = pathed[other]
+                rollout = play(setting, teacher, [question], [0])[0]
+                right = rollout.format_ok and sum(grade_by_rules(question, rollout).strict_votes) >= 2
+                kept[other] = example(rollout) if right else None
+            found = kept[other]
+            if found is not None:
+                return found
+        raise UserError("the script answers none of these questions with this engine, protocol and budget")
 
     def of_oracle(numbers: Sequence[int]) -> list[Example]:
-        items = [order(number) for number in numbers]
-        new = sorted(set(items) - set(kept))
-        rollouts = play(setting, teacher, [pathed[item] for item in new], [0] * len(new))
-        for item, rollout in zip(new, rollouts, strict=True):
-            kept[item] = example(rollout)
-        return [kept[item] for item in items]
+        return [good(order(number)) for number in numbers]
 
     return of_oracle
 
