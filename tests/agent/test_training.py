@@ -506,3 +506,36 @@ def test_the_script_that_knows_the_paths_teaches_on_real_text(tmp_path: Path) ->
     graded = [grade_by_rules(question, rollout) for question, rollout in zip(questions, rollouts, strict=True)]
     assert sum(sum(item.strict_votes) >= 2 for item in graded) >= 19
     assert [item.searches for item in graded] == [question.hops for question in questions]
+
+
+def test_the_experiment_runs_end_to_end_and_is_not_begun_anew(tmp_path: Path, capsys: Any) -> None:
+    import jsonschema
+
+    arguments = ("reproduce", "--quick", "--output", tmp_path / "quick.json", "--runs", tmp_path / "runs", "--json")
+    code, out, error = tenfold(capsys, *arguments)
+    assert code == 0, error
+    written = json.loads(out)
+    schema = Path(__file__).parents[2] / "docs" / "schemas" / "reproduce.json"
+    jsonschema.validate(written, json.loads(schema.read_text()))
+    assert [table["name"] for table in written["tables"]] == ["accuracy", "rounds", "claims"]
+    arms = written["arms"]["seed 0"]
+    assert set(arms) >= {"sft", "grpo", "no-extra", "loose-only", "known-sft", "known"}
+    assert [row["hops"] for row in arms["known"]] == [0, 1, 2, 3, 4, 5]
+    assert {path.name for path in tmp_path.glob("*.svg")} == {"quick_rounds.svg", "quick_accuracy.svg"}
+    result = tmp_path / "runs" / "seed-0" / "sft" / "result.json"
+    before = result.stat().st_mtime_ns
+    assert tenfold(capsys, *arguments)[0] == 0
+    assert result.stat().st_mtime_ns == before
+
+
+def test_the_embedded_policy_searches_more_where_a_question_is_deeper() -> None:
+    from tenfold.agent.agent import Agent
+    from tenfold.agent.evaluation import evaluate
+    from tenfold.agent.reproduce import BUDGET
+    from tenfold.agent.seeker import load_seeker
+
+    questions = WORLD.held_out((1, 2, 3), 20)
+    report, _ = evaluate(Agent(load_seeker(), [WORLD], BUDGET, "brief"), questions, concurrency=60)
+    assert report.metrics["correct"].mean > 0.85 and report.metrics["format_ok"].mean > 0.95
+    rounds = [level.rounds.mean for level in report.levels]
+    assert rounds[0] < 1.6 < rounds[1] < 2.8 < rounds[2]

@@ -63,7 +63,7 @@ class Plan:
     evaluate: int = 100
 
 
-QUICK = Plan(seeds=(0,), sft=SftConfig(30, 16, 5e-3, 1.0, 30), loose=2, strict=1, questions=2, group=4, evaluate=8)
+QUICK = Plan(seeds=(0,), sft=SftConfig(6, 8, 5e-3, 1.0, 6), loose=2, strict=1, questions=2, group=3, evaluate=4)
 
 # Runs of one seed: name to what they are.
 ARMS = {

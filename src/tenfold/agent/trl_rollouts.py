@@ -80,7 +80,7 @@ def make_rollout_func(
     return rollout_func
 
 
-def group_reward(completions: Sequence[Any], group_reward: Sequence[float], **columns: Any) -> list[float]:
+def group_reward(completions: Sequence[Any], group_reward: Sequence[float], **columns: Any) -> list[float | None]:
     """TRL's reward function: what `rollout_func` has computed over the groups."""
     log = columns.get("log_metric")
     if log is not None and columns.get("search_rounds"):

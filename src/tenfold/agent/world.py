@@ -14,11 +14,15 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from tenfold.agent.data import Question
 from tenfold.agent.policies import Scripted
 from tenfold.agent.protocol import QUERIES, SEARCH, Message
 from tenfold.agent.search import Result
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _FIRST_NAMES = """
     ada ben cleo dan eva finn gina hugo iris jack kate liam mona noah olga paul rosa sam tess umar vera walt
@@ -167,7 +171,7 @@ def _wordings(person: str, relation: str) -> tuple[str, str, str]:
     return f"{first} {last} {relation}", f"{relation} {first} {last}", f"{last} {first} {relation}"
 
 
-def tiny_policy(seed: int = 0) -> tuple[object, object]:
+def tiny_policy(seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A new policy for the world: a Llama of about 150,000 parameters with random weights, and its tokenizer of words.
 
     Returns:
@@ -197,7 +201,7 @@ def tiny_policy(seed: int = 0) -> tuple[object, object]:
     return model, tokenizer
 
 
-def word_tokenizer():  # type: ignore[no-untyped-def]
+def word_tokenizer() -> PreTrainedTokenizerBase:
     """A `transformers` tokenizer with a token for each word of the world and each piece of the paper's form."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
