@@ -312,7 +312,9 @@ def bars(result: Mapping[str, Any]) -> dict[str, Any]:
         better = [_value(result, arm, hops, "accuracy") - _value(result, "sft", hops, "accuracy") for hops in deep]
         return sum(better) / len(deep)
 
-    def mean(arm: str) -> float:
+    def mean(arm: str) -> float | None:
+        if arm not in result:  # a control that is still to be run
+            return None
         return sum(_value(result, arm, hops, "accuracy") for hops in trained) / len(trained)
 
     return {
@@ -406,8 +408,7 @@ def bars_table(results: Sequence[Mapping[str, Any]]) -> Table:
                 ),
                 f"{figures['spearman']:.2f}",
                 f"{figures['more_searches_at_1']:+.2f}",
-                f"{figures['strict']:.3f}",
-                f"{figures['loose']:.3f}",
+                *(None if figures[name] is None else f"{figures[name]:.3f}" for name in ("strict", "loose")),
                 None if figures["known_rounds"] is None else f"{figures['known_rounds']:.2f}",
             ]
         )
