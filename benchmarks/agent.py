@@ -1,7 +1,8 @@
 """What the agent's loop costs beside the model: `python -m benchmarks.agent` writes results/benchmarks/agent.json.
 
-A server with a fixed latency stands in for the model, in a process of its own. Ideal is what a loop that costs nothing
-would need: the longest question's turns times the latency. The scripted oracle is scored in the same run.
+Beside it, how long `ask` takes from its start as a process to its first request to the model. A server with a fixed
+latency stands in for the model, in a process of its own. Ideal is what a loop that costs nothing would need: the
+longest question's turns times the latency. The scripted oracle is scored in the same run.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ import http.server
 import json
 import multiprocessing
 import statistics
+import subprocess
+import sys
 import tempfile
+import threading
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -29,6 +33,8 @@ from tenfold.core.results import Table, write_results
 OUTPUT = Path(__file__).parents[1] / "results" / "benchmarks" / "agent.json"
 # Seconds a turn, and questions at once.
 CASES, REPEATS = ((1.0, 1), (1.0, 50), (4.0, 50)), 3
+# Runs of `ask` whose start is timed.
+FIRST_ACTIONS = 5
 
 
 class _Mock(http.server.BaseHTTPRequestHandler):
@@ -77,6 +83,29 @@ async def _rollouts(base: str, index: LocalIndex, count: int) -> tuple[float, fl
     return spent
 
 
+def _first_actions(folder: Path) -> list[float]:
+    """Seconds from the start of `tenfold agent ask` to its first request, from an index that is there."""
+
+    class Clock(_Mock):
+        asked = 0.0
+
+        def do_POST(self) -> None:
+            Clock.asked = Clock.asked or time.perf_counter()
+            super().do_POST()
+
+    server = _MockServer(("127.0.0.1", 0), Clock)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    base = f"http://127.0.0.1:{server.server_address[1]}/0/v1"
+    command = [sys.executable, "-m", "tenfold", "agent", "ask", "Who directed it?", "--model", "mock", "--llm", base]
+    seconds = []
+    for _ in range(FIRST_ACTIONS):
+        Clock.asked, started = 0.0, time.perf_counter()
+        subprocess.run([*command, "--engine", f"local:{folder}"], capture_output=True, check=True)
+        seconds.append(Clock.asked - started)
+    server.shutdown()
+    return seconds
+
+
 def main() -> None:
     """Measure and write the tables."""
     began = time.perf_counter()
@@ -101,6 +130,8 @@ def main() -> None:
                 (f"{count} at once", f"{latency_s:g}", f"{wall:.2f}", share, f"{1_000 * processor / count:.1f}")
             )
         process.terminate()
+        starts = _first_actions(Path(folder))
+        samples["first action"] = starts
         questions = embedded_questions()
         report, _ = evaluate(Agent(oracle(questions), [Local(index)]), questions)
     throughput = Table(
@@ -148,6 +179,7 @@ def main() -> None:
         config={"cases": CASES, "repeats": REPEATS},
         packages=["httpx", "tantivy", "rapidfuzz"],
         samples=samples,
+        first_action_s=statistics.median(starts),
     )
     console.say(f"{OUTPUT} is written")
 

@@ -105,6 +105,12 @@ FURTHER = {
         "trace.py": "what happened in a run, as events in a file",
         "viewer.py": "a trace as a page, or as lines",
         "serve.py": "the agent behind an OpenAI-compatible endpoint",
+        "world.py": "a closed world in which search can be counted, and the small policy for it",
+        "rollouts.py": "many runs of the environment at once with one local model",
+        "collapse.py": "signs that reinforcement goes wrong, and what is done about them",
+        "stages.py": "one stage of training from names and files: what the verb train does",
+        "trl_rollouts.py": "the environment inside TRL's trainer",
+        "seeker.py": "the small trained policy that comes with tenfold",
     },
 }
 FURTHER["llm"] = {

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from tenfold.agent.citations import Citation, Entails, check_citations, uncited_sentences
-from tenfold.agent.config import Budget, Sampling
+from tenfold.agent.config import MODELS, Budget, Sampling
 from tenfold.agent.environment import Environment, Rollout, Status
 from tenfold.agent.policies import OnText, Policy
 from tenfold.agent.protocol import Message
@@ -322,7 +322,12 @@ class _Pages:
 def policy_named(
     llm: str, model: str = "", sampling: Sampling | None = None, offline: bool = False, device: str = "cpu"
 ) -> Policy:
-    """The language model that a name stands for: an endpoint's address, or `hf:` and a folder or hub name."""
+    """The language model that a name stands for: an endpoint's address, `hf:` and a folder or hub name, or the small
+    policy of the closed world, which comes with tenfold."""
+    if any(entry.name == llm for entry in MODELS):
+        from tenfold.agent.seeker import load_seeker
+
+        return load_seeker(llm, sampling)
     if llm.startswith("hf:"):
         from tenfold.agent.local_model import LocalModel
 

@@ -13,8 +13,10 @@ import math
 import os
 import random
 import re
+import ssl
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit, urlunsplit
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE = "TENFOLD_LLM_KEY"
 _TRIES = 4
+# How long to wait for a stream to end after its last event.
+_DRAIN_S = 0.2
 _LONGEST_PAUSE_S = 20.0
 _LARGEST_ANSWER_BYTES = 8_000_000
 _CONNECTIONS = 128
@@ -80,7 +84,10 @@ class Endpoint:
         host = parts.hostname if parts.port is None else f"{parts.hostname}:{parts.port}"
         # Without a user name, a password or parameters: this is what traces and messages show.
         self.shown = urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
-        self._clients: dict[int, httpx.AsyncClient] = {}
+        # For each event loop all clients, and those that nobody uses at the moment.
+        self._clients: dict[int, list[httpx.AsyncClient]] = {}
+        self._idle: dict[int, list[httpx.AsyncClient]] = {}
+        self._context: ssl.SSLContext | bool | None = None
 
     @property
     def name(self) -> str:
@@ -101,32 +108,49 @@ class Endpoint:
 
     async def close(self) -> None:
         """Close the connections of this event loop."""
-        client = self._clients.pop(id(asyncio.get_running_loop()), None)
-        if client is not None:
+        loop = id(asyncio.get_running_loop())
+        self._idle.pop(loop, None)
+        for client in self._clients.pop(loop, ()):
             await client.aclose()
 
-    def _client(self) -> httpx.AsyncClient:
+    @contextmanager
+    def _client(self) -> Iterator[httpx.AsyncClient]:
+        """A client of this event loop that nobody else uses, so that its one connection is there for the next turn.
+
+        One client for all would do, but what its pool costs grows with the square of the connections.
+        """
         import httpx
 
-        # A client belongs to the event loop that it was first used in.
         loop = id(asyncio.get_running_loop())
-        if loop not in self._clients:
-            headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-            self._clients[loop] = httpx.AsyncClient(
-                headers=headers,
-                verify=self.base.startswith("https:"),  # to read the certificates takes a while
+        everyone, idle = self._clients.setdefault(loop, []), self._idle.setdefault(loop, [])
+        if idle:
+            client = idle.pop()
+        elif len(everyone) >= _CONNECTIONS:
+            client = random.choice(everyone)
+        else:
+            if self._context is None:  # to read the certificates takes a while
+                self._context = ssl.create_default_context() if self.base.startswith("https:") else False
+            client = httpx.AsyncClient(
+                headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+                verify=self._context,
                 timeout=httpx.Timeout(self.silence_s, connect=10.0, pool=None),
-                limits=httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS),
+                limits=httpx.Limits(max_connections=1, max_keepalive_connections=1),
                 trust_env=False,
                 follow_redirects=False,
             )
-        return self._clients[loop]
+            everyone.append(client)
+        try:
+            yield client
+        finally:
+            if client not in idle:
+                idle.append(client)
 
     async def find_model(self) -> str:
         """The model's name, asked of the endpoint if none was given. Raises PolicyError."""
         if not self.model:
             try:
-                answer = await self._client().get(f"{self.base}/models", timeout=10.0)
+                with self._client() as client:
+                    answer = await client.get(f"{self.base}/models", timeout=10.0)
                 names = [row["id"] for row in answer.json()["data"]]
             except Exception as error:
                 raise _connection_problem(error, self.shown, 10.0) or PolicyError(
@@ -159,14 +183,8 @@ class Endpoint:
 
     async def _try(self, body: Mapping[str, Any], on_text: OnText | None) -> Reply:
         try:
-            async with self._client().stream("POST", f"{self.base}/chat/completions", json=body) as response:
-                if response.status_code != 200:
-                    text = (await _read(response))[:4_000].decode("utf-8", "replace")
-                    raise self._refusal(response.status_code, text, response.headers.get("retry-after", ""))
-                kind = response.headers.get("content-type", "")
-                if kind.startswith("text/event-stream"):
-                    return await self._read_stream(response, on_text)
-                return self._read_whole(await _read(response), on_text)
+            with self._client() as client:
+                return await self._answer(client, body, on_text)
         except (_TryAgainError, PolicyError):
             raise
         except Exception as error:
@@ -174,6 +192,16 @@ class Endpoint:
             if problem is None:
                 raise
             raise _TryAgainError(problem) from None
+
+    async def _answer(self, client: httpx.AsyncClient, body: Mapping[str, Any], on_text: OnText | None) -> Reply:
+        async with client.stream("POST", f"{self.base}/chat/completions", json=body) as response:
+            if response.status_code != 200:
+                text = (await _read(response))[:4_000].decode("utf-8", "replace")
+                raise self._refusal(response.status_code, text, response.headers.get("retry-after", ""))
+            kind = response.headers.get("content-type", "")
+            if kind.startswith("text/event-stream"):
+                return await self._read_stream(response, on_text)
+            return self._read_whole(await _read(response), on_text)
 
     def _refusal(self, status: int, text: str, wait: str) -> Exception:
         said = self._without_secrets(_error_text(text))
@@ -221,8 +249,9 @@ class Endpoint:
 
     async def _read_stream(self, response: httpx.Response, on_text: OnText | None) -> Reply:
         parts = _Parts()
+        events = _events(response)
         try:
-            async for data in _events(response):
+            async for data in events:
                 if data == "[DONE]":
                     parts.finish = parts.finish or "stop"
                     break
@@ -241,6 +270,7 @@ class Endpoint:
             raise self._garbage("sent a stream that cannot be read") from None
         if not parts.finish:
             raise _TryAgainError(PolicyError("bad answer", f"{self.shown} broke off in the middle of an answer"))
+        await _drain(events)
         return parts.reply()
 
 
@@ -375,6 +405,17 @@ async def _events(response: httpx.Response) -> AsyncIterator[str]:
             raise ValueError("the stream does not end")
         if line.startswith("data:"):
             yield line[5:].strip()
+
+
+async def _drain(events: AsyncIterator[str]) -> None:
+    """Read what stands behind the end of an answer, if it comes at once: a connection that was read to its end serves
+    the next turn, and any other is thrown away."""
+    import httpx
+
+    with suppress(TimeoutError, ValueError, httpx.HTTPError):
+        async with asyncio.timeout(_DRAIN_S):
+            async for _ in events:
+                pass
 
 
 async def _read(response: httpx.Response) -> bytes:

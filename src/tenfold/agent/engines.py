@@ -267,7 +267,7 @@ def builtin_index() -> Path:
 
 
 # Names on the command line; `local:` and `searxng:` take what follows the colon.
-NAMES = ("local:FOLDER", "local:builtin", "searxng:URL", "brave", "serper", "langsearch", "ddgs")
+NAMES = ("local:FOLDER", "local:builtin", "world", "searxng:URL", "brave", "serper", "langsearch", "ddgs")
 
 
 def engine(name: str, offline: bool = False) -> Engine:
@@ -285,6 +285,10 @@ def engine(name: str, offline: bool = False) -> Engine:
         if not rest:
             raise UserError("local: names no folder: for example local:index")
         return Local(builtin_index() if rest == "builtin" else Path(rest))
+    if name == "world":
+        from tenfold.agent.world import World
+
+        return World()
     web: dict[str, type[Brave] | type[Serper] | type[LangSearch] | type[Ddgs]] = {
         "brave": Brave,
         "serper": Serper,
@@ -293,7 +297,7 @@ def engine(name: str, offline: bool = False) -> Engine:
     }
     if kind not in web and kind != "searxng":
         raise UserError(
-            f"unknown search engine {name!r}: {near(kind, [*web, 'local', 'searxng'])} ({', '.join(NAMES)})"
+            f"unknown search engine {name!r}: {near(kind, [*web, 'local', 'searxng', 'world'])} ({', '.join(NAMES)})"
         )
     if offline:
         raise UserError(f"{name}: needs a connection, and the run is offline: use local:FOLDER")

@@ -130,8 +130,12 @@ class Environment:
         Raises:
             UserError: the question does not fit the budget; no engine can work as it is set up.
         """
-        run = _Run(self, question, delimiter or new_delimiter(), on_event or (lambda kind, data: None))
+        run = _Run(self, question, delimiter or new_delimiter(), on_event or _nobody)
         return await run.play(history, seed, on_text)
+
+
+def _nobody(kind: str, data: dict[str, Any]) -> None:
+    """Is told what nobody listens to."""
 
 
 @dataclass
@@ -235,19 +239,20 @@ class _Run:
         self.replies.append(reply)
         self.turns.append(turn)
         self.calls = turn.calls
-        self.tell(
-            "turn",
-            {
-                "action": turn.action,
-                "thinking": turn.thinking,
-                "queries": list(turn.queries),
-                "pages": list(turn.pages),
-                "format_ok": turn.format_ok,
-                "problem": turn.problem,
-                "dropped": turn.dropped,
-                "reply": dataclasses.asdict(reply),
-            },
-        )
+        if self.tell is not _nobody:
+            self.tell(
+                "turn",
+                {
+                    "action": turn.action,
+                    "thinking": turn.thinking,
+                    "queries": list(turn.queries),
+                    "pages": list(turn.pages),
+                    "format_ok": turn.format_ok,
+                    "problem": turn.problem,
+                    "dropped": turn.dropped,
+                    "reply": dataclasses.asdict(reply),
+                },
+            )
         return turn
 
     async def _act(self, conversation: Conversation, turn: Turn) -> str:
@@ -293,14 +298,15 @@ class _Run:
             added = messages([self.words.final])
         before = conversation.length()
         conversation.add(added)
-        self.tell(
-            "inject",
-            {
-                "found": [dataclasses.asdict(item) for item in found],
-                "note": "\n".join([*notes, *([self.words.final] if stopped_by else [])]),
-                "tokens": conversation.length() - before,
-            },
-        )
+        if self.tell is not _nobody:
+            self.tell(
+                "inject",
+                {
+                    "found": [dataclasses.asdict(item) for item in found],
+                    "note": "\n".join([*notes, *([self.words.final] if stopped_by else [])]),
+                    "tokens": conversation.length() - before,
+                },
+            )
         return stopped_by
 
     async def _search(self, conversation: Conversation, turn: Turn) -> tuple[list[Found], bool]:
@@ -390,7 +396,8 @@ class _Run:
         key = f"{page.sha256[:16]} {page.url}"
         if key not in self.kept:
             self.kept.add(key)
-            self.tell("page", {"key": key, **dataclasses.asdict(page), "passages": []})
+            if self.tell is not _nobody:
+                self.tell("page", {"key": key, **dataclasses.asdict(page), "passages": []})
         return key
 
     async def _open(self, page: str, seconds: float) -> Result | str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 # Stands for a turn of the model when the template is asked what follows one.
 _STAND_IN = "aheadofthis"
+# Texts up to this many characters are tokenised once and remembered.
+_SHORT = 120
 
 
 class LocalModel:
@@ -58,6 +61,10 @@ class LocalModel:
         stop = model.generation_config.eos_token_id if model.generation_config is not None else None
         ends = stop if isinstance(stop, list) else [stop, tokenizer.eos_token_id]
         self.ends = sorted({int(end) for end in ends if end is not None})
+        self._following: dict[str, list[int]] = {}
+        self._ids_of_short = lru_cache(maxsize=20_000)(
+            lambda text: tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+        )
 
     @staticmethod
     def from_pretrained(
@@ -89,6 +96,16 @@ class LocalModel:
 
     def following_ids(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> list[int]:
         """Ids of what follows a turn of the model: the end of that turn, the messages, the start of the next turn."""
+        key = repr((messages, tools))
+        if len(key) <= _SHORT:  # training sees the same few short messages over and over
+            if key not in self._following:
+                if len(self._following) >= 20_000:
+                    self._following.clear()
+                self._following[key] = self._following_ids(messages, tools)
+            return list(self._following[key])
+        return self._following_ids(messages, tools)
+
+    def _following_ids(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> list[int]:
         before = [{"role": "user", "content": "."}, {"role": "assistant", "content": _STAND_IN}]
         whole = self._apply([*before, *(self._harmless(message) for message in messages)], tools, True)
         return self._ids(whole.rpartition(_STAND_IN)[2])
@@ -104,6 +121,8 @@ class LocalModel:
         return text
 
     def _ids(self, text: str) -> list[int]:
+        if len(text) <= _SHORT:
+            return list(self._ids_of_short(text))
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _harmless(self, message: Message) -> Message:
@@ -184,7 +203,7 @@ class LocalConversation:
         prompt = len(self.ids)
         seed = None if self.seed is None else self.seed * 1_000 + self._turns
         self._turns += 1
-        new, late = await asyncio.to_thread(self.policy.generate, list(self.ids), max_tokens, seconds, seed)
+        new, late = await self._sample(max_tokens, seconds, seed)
         self.ids += new
         self.mask += [1] * len(new)
         text = str(self.policy.tokenizer.decode(new, skip_special_tokens=True))
@@ -192,3 +211,7 @@ class LocalConversation:
             on_text(text, False)
         ended = bool(new) and new[-1] in self.policy.ends
         return Reply(text, "", (), "stop" if ended else "time" if late else "length", prompt, len(new))
+
+    async def _sample(self, max_tokens: int, seconds: float, seed: int | None) -> tuple[list[int], bool]:
+        """Ids of the next turn, and whether time ran out."""
+        return await asyncio.to_thread(self.policy.generate, list(self.ids), max_tokens, seconds, seed)

@@ -21,7 +21,7 @@ def estimate_tokens(text: str) -> int:
 
     A piece of up to five letters or three digits, a letter of another script, and a punctuation mark count one each.
     """
-    return sum(1 for _ in _PIECE.finditer(text))
+    return len(_PIECE.findall(text))
 
 
 def cut_to_tokens(text: str, tokens: int) -> str:

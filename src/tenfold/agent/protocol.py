@@ -230,6 +230,33 @@ class DeepDiver:
         return [{"role": "user", "content": render(found, note, words, delimiter)}]
 
 
+class Brief(DeepDiver):
+    """The paper's form between bare texts: the question without instructions, results without frames. For policies that
+    were trained on it and need not be told; `found`, `nothing`, `form` (the last turn kept to none) and `stop` (no more
+    searches) are all that the environment says."""
+
+    name = "brief"
+
+    def first(self, question: str, limits: Limits) -> list[Message]:
+        """One message: the question as it is."""
+        return [{"role": "user", "content": escape(question)}]
+
+    def results(self, turn: Turn, found: Sequence[Found], note: str, words: Wording, delimiter: str) -> list[Message]:
+        """Titles and texts, one result to a line; the numbers are those that answers cite."""
+        lines = []
+        for item in found:
+            for shown in item.results:
+                title = f"[{shown.number}] {escape(' '.join(shown.title.split()))}: " if shown.title else ""
+                lines.append(f"found {title}{escape(' '.join(shown.text.split()))}")
+            if not item.results:
+                lines.append("nothing")
+        if not found and turn.action == "invalid":
+            lines.append("form")
+        if words.final in note:
+            lines.append("stop")
+        return [{"role": "user", "content": "\n".join(lines)}]
+
+
 # --- Search-R1 ----------------------------------------------------------------------------------------------------
 
 _R1_TURN = re.compile(r"(?:<think>(.*?)</think>)?\s*<(search|answer)>(.*?)</\2>\s*", re.DOTALL)
@@ -399,6 +426,7 @@ def _tool_turn(
 
 PROTOCOLS: dict[str, type[DeepDiver] | type[SearchR1] | type[NativeTools]] = {
     "deepdiver": DeepDiver,
+    "brief": Brief,
     "search-r1": SearchR1,
     "native": NativeTools,
 }

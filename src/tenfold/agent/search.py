@@ -124,7 +124,10 @@ class EmptyIndex(SearchError):
 class Engine(Protocol):
     """Whatever can search."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """As it stands in results and messages."""
+        ...
 
     async def search(self, query: str, count: int) -> list[Result]:
         """The best `count` results for a query, best first. Raises SearchError."""

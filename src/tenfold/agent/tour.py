@@ -1,5 +1,5 @@
 """The room's station: the built-in corpus is indexed, questions of one to three hops are answered by a script that
-follows their paths, and one run is shown turn by turn."""
+follows their paths, one run is shown turn by turn, and the small trained policy searches its closed world."""
 
 from __future__ import annotations
 
@@ -13,9 +13,14 @@ from tenfold.agent.engines import Local
 from tenfold.agent.evaluation import evaluate, spread
 from tenfold.agent.index import LocalIndex
 from tenfold.agent.oracle import oracle
+from tenfold.agent.reproduce import BUDGET, HOPS, ideal_rounds
+from tenfold.agent.seeker import load_seeker
+from tenfold.agent.world import World
 from tenfold.core.report import Figure, Station, interactive_panel, plot_lines, plot_panel, table_panel
 
 _QUESTIONS = 81
+# Of the closed world: questions of each depth.
+_PER_DEPTH = 30
 
 
 def tour(workdir: Path) -> Station:
@@ -47,6 +52,25 @@ def tour(workdir: Path) -> Station:
         "hops of the question",
         "rounds of search",
     )
+    world = World()
+    seeker = Agent(load_seeker(), [world], BUDGET, "brief")
+    asked = world.held_out(HOPS, _PER_DEPTH)
+    runs: dict[str, Answer] = {}
+
+    def keep_run(question: Question, answer: Answer) -> None:
+        runs[question.id] = answer
+
+    learned, learned_rows = evaluate(seeker, asked, concurrency=len(asked), on_answer=keep_run)
+    depths = [float(level.difficulty) for level in learned.levels]
+    scaling = plot_lines(
+        {
+            "trained policy": (depths, [level.rounds.mean for level in learned.levels]),
+            "asking again after each miss": (depths, [ideal_rounds(hops) for hops in HOPS]),
+        },
+        "hops of the question",
+        "rounds of search",
+    )
+    longest = max(learned_rows, key=lambda row: (row.correct, row.rounds))
     shown = [answers[row.id] for row in rows if row.correct][:: max(1, len(rows) // 5)][:5]
     supported, correct = report.metrics["supported"].mean, report.metrics["correct"].mean
     return Station(
@@ -70,6 +94,33 @@ def tour(workdir: Path) -> Station:
                 f"The record of one run of {deepest.rounds} rounds, as `tenfold agent trace view` writes it.",
                 height_px=560,
             ),
+            plot_panel(
+                scaling,
+                "Two lines: rounds of search of the trained policy and those that its questions take, over one to five "
+                "hops.",
+                f"A policy of 150,000 parameters, trained by cold start and GRPO (`tenfold agent reproduce`), on "
+                f"{learned.questions} questions of a closed world that begin with people whom it was not trained on. "
+                f"Spearman of rounds and hops: {learned.spearman or 0:.2f}. Five hops were not trained.",
+            ),
+            table_panel(
+                ["hops", "right", "rounds", "rounds of asking again after each miss"],
+                [
+                    (
+                        level.difficulty,
+                        f"{level.correct.mean:.2f}",
+                        f"{level.rounds.mean:.2f}",
+                        f"{ideal_rounds(level.difficulty):.2f}",
+                    )
+                    for level in learned.levels
+                ],
+                "The trained policy by depth.",
+            ),
+            interactive_panel(
+                viewer.render_html(runs[longest.id].trace),
+                "One run of the trained policy",
+                f"The trained policy at work: {longest.rounds} rounds, some of which found nothing.",
+                height_px=420,
+            ),
             table_panel(
                 ["question", "answer", "rounds", "the words that it rests on"],
                 [
@@ -88,10 +139,11 @@ def tour(workdir: Path) -> Station:
             Figure("answered right", f"{100 * correct:.1f}", "%", f"{report.questions} questions"),
             Figure("citations that their source carries", f"{100 * supported:.0f}", "%"),
             Figure("pages indexed", f"{built.documents:,}", "", f"in {built.seconds:.1f} s"),
+            Figure("trained policy: Spearman of rounds and hops", f"{learned.spearman or 0:.2f}", ""),
             Figure("a query", f"{per_query_ms:.2f}", "ms", "mean over the questions"),
         ],
         notes=(
             "Corpus: first paragraphs of Wikipedia articles, CC BY-SA 4.0, by the authors of Wikipedia.",
-            "No language model is at work here; `ask` and `evaluate` take any OpenAI-compatible endpoint.",
+            "No large language model is at work here; `ask` and `evaluate` take any OpenAI-compatible endpoint.",
         ),
     )

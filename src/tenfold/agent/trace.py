@@ -157,7 +157,7 @@ def _text(value: object) -> str:
 # --- Running again ------------------------------------------------------------------------------------------------
 
 
-class _Recorded:
+class Recorded:
     """An engine and a reader that know what was found in a run, and nothing else."""
 
     name = "recorded"
@@ -206,7 +206,7 @@ async def replay(trace: Trace) -> tuple[Rollout, Trace]:
     if not replies:
         raise UserError("the trace holds no turn of the model: there is nothing to replay")
     budget = from_mapping(Budget, {**start["budget"], "tokens": 10_000_000, "seconds": 3_600.0}, "budget")
-    recorded = _Recorded(trace)
+    recorded = Recorded(trace)
     again = Trace()
     rollout = await Environment(
         Scripted(replies, start["policy"]), recorded, protocol(start["protocol"]), budget, recorded
