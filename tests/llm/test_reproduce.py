@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -91,7 +92,7 @@ def test_the_whole_reproduction_writes_tables_curves_and_plots(tmp_path: Path, t
     assert [row[0] for row in tables["init"]["rows"]] == list(INITS)
     assert "| DSSN |" in table_markdown(tables["norms_unclipped"])
     assert len(written["runs"]) == 2 * len(NORMS) + len(INITS)
-    curves = json.loads((output.parent / "llm_stability.json").read_text())
+    curves = written["curves"]
     assert list(curves["arms"]) == list(NORMS) and len(curves["arms"]["DSSN"]["grad_norm"]) == 5
     for name in ("stability", "gains"):
         assert (output.parent / f"llm_{name}.svg").read_text().count("<svg") == 1
@@ -103,3 +104,10 @@ def test_the_map_has_a_row_for_each_place(tmp_path: Path, text: Path) -> None:
     table = reproduce.map_table(list(outcomes.items()))
     assert table.columns == ("layers x width", "rate", "precision", "DSSN")
     assert len(table.rows) == 2 and all("max/median" in str(row[3]) for row in table.rows)
+
+
+def test_the_tour_shows_the_curves_of_the_committed_results() -> None:
+    """When `reproduce` was run again, its `curves` belong into assets/stability.json as well."""
+    committed = json.loads((Path(__file__).parents[2] / "results" / "reproduce" / "llm.json").read_text())
+    shown = json.loads((resources.files("tenfold.llm") / "assets" / "stability.json").read_text())
+    assert shown == committed["curves"]

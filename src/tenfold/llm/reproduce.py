@@ -20,7 +20,6 @@ from statistics import fmean, stdev
 from typing import Any, Literal
 
 from tenfold.core.console import UserError, progress, say, table
-from tenfold.core.files import write_json
 from tenfold.core.plots import plot_lines, save_plot
 from tenfold.core.results import Table, write_results
 from tenfold.llm import stability
@@ -251,7 +250,6 @@ def norm_plots(results: dict[Job, Outcome], output: Path) -> dict[str, Any]:
         "caption": f"{job.layers} layers, width {job.width}, learning rate {job.rate:g}, no clipping, seed {seed}",
         "arms": {arm: {"loss": o.losses, "grad_norm": o.norms} for arm, o in drawn.items()},
     }
-    write_json(output.with_name("llm_stability.json"), record)
     return record
 
 

@@ -31,7 +31,7 @@ PROMPTS = (
 NEW_TOKENS = 60
 # The opening of a book that the built-in model was not trained on; see assets/ORIGIN.md.
 UNSEEN_TEXT = "sherlock.txt.gz"
-STABILITY = "stability.json"  # curves of one seed, which `reproduce` writes
+STABILITY = "stability.json"  # curves of one seed: `curves` of results/reproduce/llm.json
 
 NOTES = (
     "Unseen text: the opening of The Adventures of Sherlock Holmes (public domain). The built-in model was trained on "
