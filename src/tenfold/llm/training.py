@@ -268,7 +268,13 @@ def _summarise(
         f"{tokens:,} tokens in {result.seconds:.1f} s: {tokens / seconds:,.0f} tokens/s; MFU {100 * mfu:.1f} % (6 N + "
         f"attention to visible keys, recomputation not counted; peak {peak / 1e12:.3g} TFLOP/s a device, {source})"
     )
-    say(f"{report['spikes']} loss spikes, largest gradient norm {report['gradient_ratio'] or 0:.3g} x the median")
+    ratio = report["gradient_ratio"]
+    calm = (
+        "too few steps after the warm-up for more"
+        if ratio is None
+        else f"largest gradient norm {ratio:.3g} x the median"
+    )
+    say(f"{report['spikes']} loss spikes, {calm}")
     return PretrainResult(
         run_dir=result.run_dir,
         weights=result.weights,
