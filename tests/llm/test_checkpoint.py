@@ -102,6 +102,17 @@ def _start(config: ModelConfig) -> dict:
     return {name: getattr(config, name) for name in ("c_attention", "c_mlp")}
 
 
+@pytest.mark.parametrize("model_type", ["mistral", "qwen2", "qwen3", "glm4", "gemma2", "gemma3_text", "afmoe"])
+def test_what_a_config_leaves_out_is_what_transformers_takes(model_type):
+    from transformers import AutoConfig
+
+    given = {"model_type": model_type, "num_hidden_layers": 6, "use_sliding_window": True, "num_dense_layers": 6}
+    given |= {"max_window_layers": 3, "num_attention_heads": 64, "hidden_size": 128, "vocab_size": 300_000}
+    given |= {"intermediate_size": 128}
+    whole = json.loads(json.dumps(AutoConfig.for_model(**given).to_dict()))
+    assert replace(config_from_hf(given), eod=None) == replace(config_from_hf(whole), eod=None)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_writing_and_reading_a_folder_keeps_every_bit_in_every_layout(family, tmp_path):
     model = random_decoder(HELD[family], torch.bfloat16)
@@ -405,6 +416,41 @@ def test_convert_refuses_in_one_line_with_status_2(pangu_folder, tmp_path, capsy
     assert len(error.strip().splitlines()) == 1
     assert "norms are those of another layout" in error
     assert not (tmp_path / "out").exists()
+
+
+def test_convert_refuses_a_tokenizer_of_another_model_and_copies_one_that_fits(tmp_path, capsys):
+    model = random_decoder(replace(TINY, vocabulary=256))
+    save_hf(model, tmp_path / "a", ByteTokenizer())
+    assert main(["llm", "convert", str(tmp_path / "a"), "-o", str(tmp_path / "b")]) == 2
+    error = capsys.readouterr().err
+    assert len(error.strip().splitlines()) == 1
+    assert "the tokenizer has 257 ids and the model a vocabulary of 256" in error
+    assert not (tmp_path / "b").exists()
+    with pytest.raises(UserError, match="do not belong together"):
+        load_model(tmp_path / "a")
+
+
+def test_a_special_token_beyond_the_vocabulary_does_no_harm(tmp_path):
+    from tokenizers import AddedToken
+
+    words = ByteTokenizer()  # ids to 256, of which the last ends a document
+    words.backend.add_special_tokens([AddedToken("<picture>", special=True)])
+    save_hf(random_decoder(replace(TINY, vocabulary=257, eod=256)), tmp_path / "a", words)
+    convert(tmp_path / "a", tmp_path / "b", "pangu")
+    tokenizer = load_model(tmp_path / "b").tokenizer
+    assert tokenizer.size == 258 and max(tokenizer.encode("a <picture>")) < 256
+    words.backend.add_tokens(["plain"])  # which texts do become
+    words.save(tmp_path / "a")
+    with pytest.raises(UserError, match="do not belong together"):
+        convert(tmp_path / "a", tmp_path / "c", "pangu")
+
+
+def test_a_tokenizer_whose_reader_is_missing_is_copied_with_a_word(tmp_path, capsys):
+    save_hf(random_decoder(TINY), tmp_path / "a")
+    (tmp_path / "a" / "tokenizer.model").write_bytes(b"not to be read here")
+    convert(tmp_path / "a", tmp_path / "b", "pangu")
+    assert (tmp_path / "b" / "tokenizer.model").read_bytes() == b"not to be read here"
+    assert capsys.readouterr().err.startswith("warning: the tokenizer is copied unread")
 
 
 def test_convert_never_writes_over_its_source(pangu_folder):

@@ -19,7 +19,7 @@ from tenfold.llm.attention import attend
 from tenfold.llm.cache import Cache
 from tenfold.llm.decoding import Decoding, RowByRow, Step, join_weights
 from tenfold.llm.generation import LanguageModel, Sampler, Sampling, TextStream, _likeliest
-from tenfold.llm.tokenizer import ByteTokenizer
+from tenfold.llm.tokenizer import ByteTokenizer, Tokenizer
 
 SLIDING = {"layer_kinds": ("sliding", "full", "sliding"), "sliding_window": 7}
 KINDS = {
@@ -259,6 +259,22 @@ def test_a_text_ends_at_a_stop_string_at_its_end_or_after_enough_tokens():
 def test_an_empty_prompt_begins_a_document():
     model = language_model()
     assert model.generate("", 6, temperature=0).tokens == tuple(recomputed(model.model, [256], 6)[0])
+
+
+def test_what_a_tokenizer_puts_before_texts_stands_before_the_prompt():
+    from tokenizers import processors
+
+    model = language_model()
+    plain = model.generate("once", 6, temperature=0)
+    model.tokenizer = with_opening = Tokenizer(ByteTokenizer().backend, 256)
+    with_opening.backend.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 256)]
+    )
+    result = model.generate("once", 6, temperature=0)
+    assert result.tokens == tuple(recomputed(model.model, [256, *b"once"], 6)[0]) != plain.tokens
+    assert result.prompt_tokens == 5
+    assert model.generate("", 6, temperature=0).tokens == tuple(recomputed(model.model, [256], 6)[0])
+    assert "".join(model.stream("once", 6, temperature=0)) == result.text
 
 
 def test_the_context_ends_a_text_with_one_line(capsys):

@@ -262,3 +262,14 @@ def test_the_verb_trains_and_inspects(run, tmp_path: Path) -> None:
 def test_the_verb_refuses_what_it_cannot_do_in_one_line(run, arguments, message) -> None:
     status, _, err = run(*arguments)
     assert status == 2 and message in err and len(err.strip().splitlines()) == 1
+
+
+def test_a_file_with_padding_and_truncation_splits_whole_texts(tmp_path: Path) -> None:
+    words = ByteTokenizer()
+    words.backend.enable_truncation(4)
+    words.backend.enable_padding(length=8)
+    words.save(tmp_path)
+    loaded = Tokenizer.load(tmp_path)
+    assert loaded.encode("longer than four") == list(b"longer than four")
+    assert loaded.encode("a") == [97]
+    assert loaded.opening == ()

@@ -334,6 +334,19 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(tmp_path: Path, book:
         pretrain(small, tmp_path / "run", tokenizer=tmp_path / "bytes", device="cpu")
 
 
+def test_a_command_that_was_refused_binds_no_tokenizer(tmp_path: Path, book: Path) -> None:
+    ByteTokenizer().save(tmp_path / "bytes")
+    changed = ByteTokenizer()
+    changed.backend.add_tokens(["stormy"])
+    changed.save(tmp_path / "others")
+    small = replace(recipe(book), model=replace(MODEL, vocabulary=257))
+    with pytest.raises(UserError, match="258 ids and the model a vocabulary of 257"):
+        pretrain(small, tmp_path / "run", tokenizer=tmp_path / "others", device="cpu")
+    assert pretrain(small, tmp_path / "run", tokenizer=tmp_path / "bytes", device="cpu").finished
+    with pytest.raises(UserError, match="was started with another tokenizer"):
+        pretrain(small, tmp_path / "run", tokenizer=tmp_path / "others", device="cpu")
+
+
 def test_phases_over_the_same_text_have_rows_of_their_own(tmp_path: Path, book: Path) -> None:
     phases = (phase_of("first", 0, 64), phase_of("second", 64, 128))
     mixed = Recipe(replace(MODEL, vocabulary=257), TrainConfig(phases), (DataSource(str(book)),))

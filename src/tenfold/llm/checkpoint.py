@@ -24,7 +24,7 @@ from torch import Tensor
 from tenfold.core import checkpoint as files
 from tenfold.core import hub
 from tenfold.core.config import from_mapping
-from tenfold.core.console import UserError, to_jsonable
+from tenfold.core.console import UserError, to_jsonable, warn
 from tenfold.core.files import make_folder, read_json, write_bytes, write_json
 from tenfold.llm.config import MODELS, PRESETS, ModelConfig
 from tenfold.llm.families import FAMILIES, Family, config_from_hf, config_to_hf, eos_ids, family_of
@@ -36,6 +36,7 @@ __all__ = [
     "Converted",
     "Loaded",
     "Source",
+    "check_tokenizer",
     "config_from_hf",
     "config_to_hf",
     "convert",
@@ -61,8 +62,9 @@ _AUTO_MAP = {
 }
 
 # What goes with the weights from one folder to the next.
+_TOKENIZER = "tokenizer.json"
 TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
+    *(_TOKENIZER, "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json"),
 )
 
@@ -90,13 +92,19 @@ class Source:
     tokenizer_file: Path | None = None
 
     def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer, where there is one."""
-        if self.tokenizer_file is not None:
-            return Tokenizer.load(self.tokenizer_file, self.config.eod)
+        """The tokenizer, where there is one.
+
+        Raises:
+            UserError: it cannot be read, or is that of another model.
+        """
         names = ("tokenizer.json", "tokenizer.model", "vocab.json")
-        if self.folder is None or not any((self.folder / name).is_file() for name in names):
+        beside = self.folder is not None and any((self.folder / name).is_file() for name in names)
+        file = self.tokenizer_file or (self.folder if beside else None)
+        if file is None:
             return None
-        return Tokenizer.load(self.folder, self.config.eod)
+        tokenizer = Tokenizer.load(file, self.config.eod)
+        check_tokenizer(tokenizer, self.config, self.origin)
+        return tokenizer
 
 
 @dataclass(frozen=True)
@@ -116,6 +124,19 @@ class Loaded:
     origin: str
     family: str
     eos_ids: tuple[int, ...]
+
+
+def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig, origin: str) -> None:
+    """Refuse a tokenizer that splits texts into ids which a model does not have.
+
+    Raises:
+        UserError: one line with both sizes.
+    """
+    if not tokenizer.fits(config.vocabulary):
+        raise UserError(
+            f"{origin}: the tokenizer has {tokenizer.size} ids and the model a vocabulary of {config.vocabulary}: they "
+            "do not belong together"
+        )
 
 
 def load_model(
@@ -381,6 +402,16 @@ def rotated_as(family: str, config: ModelConfig, ours: dict[str, Tensor]) -> tup
     return replace(config, rotation=wanted), moved
 
 
+def _check_copied_tokenizer(source: Source) -> None:
+    """Read the tokenizer that goes with a copy; one whose reader is not installed is copied all the same."""
+    try:
+        source.tokenizer()
+    except UserError as error:
+        if source.tokenizer_file is not None or (source.folder is not None and (source.folder / _TOKENIZER).is_file()):
+            raise
+        warn(f"the tokenizer is copied unread: {error}")
+
+
 @dataclass(frozen=True)
 class Converted:
     """A checkpoint in another layout.
@@ -421,10 +452,11 @@ def convert(
         max_shard_bytes: as in `save_hf`.
 
     Raises:
-        UserError: as in `load_model` and `save_hf`.
+        UserError: as in `load_model` and `save_hf`; a tokenizer that is not the model's.
     """
     source = read(name_or_path)
     folder = Path(folder)
+    _check_copied_tokenizer(source)
     if source.folder is not None and source.folder.resolve() == folder.resolve():
         raise UserError(f"{folder}: holds the source: write into another folder")
     tensors = {name: tensor.to(dtype or tensor.dtype) for name, tensor in source.tensors.items()}

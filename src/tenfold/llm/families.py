@@ -174,6 +174,7 @@ def _write_tenfold(config: ModelConfig) -> dict[str, Any]:
 # --- the table --------------------------------------------------------------------------------------------------------
 
 _BIASES = (("attention_bias", ("attention_bias", "output_bias")),)
+_QWEN_DEFAULTS = {"num_key_value_heads": 32, "max_position_embeddings": 32_768, "sliding_window": 4096}
 _GEMMA = {"norm": "sandwich", "activation": "gelu_tanh", "unit_offset_norms": True}
 _GEMMA_DEFAULTS = {
     "num_attention_heads": 8,
@@ -203,6 +204,7 @@ FAMILIES: dict[str, Family] = {
             ("mistral",),
             "MistralForCausalLM",
             "pre",
+            defaults={"num_key_value_heads": 8, "max_position_embeddings": 131_072},
             fixed={"norm": "pre"},
             read=_read_mistral,
             write=lambda config: {"sliding_window": config.sliding_window or None},
@@ -212,6 +214,7 @@ FAMILIES: dict[str, Family] = {
             ("qwen2",),
             "Qwen2ForCausalLM",
             "pre",
+            defaults=_QWEN_DEFAULTS,
             fixed={"norm": "pre", "attention_bias": True},
             read=_read_qwen2,
             write=lambda config: {"use_sliding_window": bool(config.sliding_window), **_write_kinds(config)},
@@ -221,7 +224,7 @@ FAMILIES: dict[str, Family] = {
             ("qwen3",),
             "Qwen3ForCausalLM",
             "pre",
-            defaults={"head_dim": 128},
+            defaults={**_QWEN_DEFAULTS, "head_dim": 128},
             fixed={"norm": "pre", "qk_norm": True},
             switches=_BIASES,
             read=_read_qwen2,
@@ -241,7 +244,14 @@ FAMILIES: dict[str, Family] = {
             ("glm4",),
             "Glm4ForCausalLM",
             "glm4",
-            defaults={"partial_rotary_factor": 0.5, "head_dim": 128, "rms_norm_eps": 1.5625e-7, "attention_bias": True},
+            defaults={
+                "partial_rotary_factor": 0.5,
+                "num_key_value_heads": 2,
+                "head_dim": 128,
+                "rms_norm_eps": 1.5625e-7,
+                "attention_bias": True,
+                "max_position_embeddings": 131_072,
+            },
             fixed={"norm": "sandwich", "rotation": "interleaved"},
             switches=(("attention_bias", ("attention_bias",)),),
         ),
@@ -252,6 +262,7 @@ FAMILIES: dict[str, Family] = {
             "gemma",
             defaults={
                 **_GEMMA_DEFAULTS,
+                "max_position_embeddings": 8192,
                 "sliding_window_pattern": 2,
                 "attn_logit_softcapping": 50.0,
                 "final_logit_softcapping": 30.0,
@@ -270,6 +281,7 @@ FAMILIES: dict[str, Family] = {
             defaults={
                 **_GEMMA_DEFAULTS,
                 "vocab_size": 262_208,
+                "max_position_embeddings": 131_072,
                 "sliding_window_pattern": 6,
                 "rope_theta": 1e6,
                 "rope_local_base_freq": 1e4,
@@ -286,7 +298,14 @@ FAMILIES: dict[str, Family] = {
             ("afmoe",),
             "AfmoeForCausalLM",
             "afmoe",
-            defaults={"head_dim": 128, "num_dense_layers": 1, "global_attn_every_n_layers": 4, "sliding_window": 1024},
+            defaults={
+                "head_dim": 128,
+                "rms_norm_eps": 1e-5,
+                "max_position_embeddings": 16_384,
+                "num_dense_layers": 1,
+                "global_attn_every_n_layers": 4,
+                "sliding_window": 1024,
+            },
             fixed={
                 "norm": "dssn",
                 "c_attention": 1.0,
@@ -399,8 +418,8 @@ def _computing(config: ModelConfig) -> dict[str, Any]:
 
 
 def _nulls(raw: Raw) -> dict[str, Any]:
-    """Keys that a file sets to null on purpose: no cap, no window."""
-    names = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
+    """Keys that a file sets to null on purpose: no cap, no window, as many key heads as query heads."""
+    names = ("num_key_value_heads", "sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
     return {name: None for name in names if name in raw and raw[name] is None}
 
 

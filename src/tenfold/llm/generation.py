@@ -204,11 +204,7 @@ class LanguageModel:
         origin: str = "given",
         family: str = "tenfold",
     ) -> None:
-        if tokenizer.size > model.config.vocabulary:
-            raise UserError(
-                f"{origin}: the tokenizer has {tokenizer.size} ids and the model a vocabulary of "
-                f"{model.config.vocabulary}: they do not belong together"
-            )
+        checkpoint.check_tokenizer(tokenizer, model.config, origin)
         self.model = model.eval()
         join_weights(model)
         self.tokenizer = tokenizer
@@ -262,7 +258,8 @@ class LanguageModel:
         """Write on.
 
         Args:
-            prompt: a text; an empty one begins a document.
+            prompt: a text; what the model's tokenizer puts before texts (Llama 3, Gemma) stands before it. An empty one
+                begins a document.
             max_new_tokens: most tokens of the continuation.
             temperature: see `Sampling`, as for the next four.
             top_p: see `Sampling`.
@@ -276,7 +273,7 @@ class LanguageModel:
             UserError: a setting outside its range; a prompt that fills the model's context.
         """
         sampling = Sampling(temperature, top_p, top_k, repetition_penalty, seed)
-        return self.continue_ids([self.tokenizer.encode(prompt)], max_new_tokens, sampling, stop, on_text)[0]
+        return self.continue_ids([self._read(prompt)], max_new_tokens, sampling, stop, on_text)[0]
 
     def generate_batch(
         self,
@@ -287,7 +284,7 @@ class LanguageModel:
     ) -> list[Generation]:
         """Write several texts on together, each as `generate` would alone; arguments and errors as there."""
         return self.continue_ids(
-            [self.tokenizer.encode(prompt) for prompt in prompts], max_new_tokens, sampling or Sampling(), stop
+            [self._read(prompt) for prompt in prompts], max_new_tokens, sampling or Sampling(), stop
         )
 
     def continue_ids(
@@ -323,10 +320,11 @@ class LanguageModel:
         stop: Sequence[str] | str = (),
     ) -> Iterator[str]:
         """Yield `generate`'s text as it is written, in pieces of whole characters; arguments and errors as there."""
-        rows = self._rows(
-            [self.tokenizer.encode(prompt)], Sampling(temperature, top_p, top_k, repetition_penalty, seed), stop
-        )
+        rows = self._rows([self._read(prompt)], Sampling(temperature, top_p, top_k, repetition_penalty, seed), stop)
         return (piece for _, piece in self._write(rows, max_new_tokens))
+
+    def _read(self, prompt: str) -> list[int]:
+        return [*self.tokenizer.opening, *self.tokenizer.encode(prompt)]
 
     def _rows(self, prompts: Sequence[Sequence[int]], sampling: Sampling, stop: Sequence[str] | str) -> list[_Row]:
         words = [word for word in ([stop] if isinstance(stop, str) else stop) if word]

@@ -298,13 +298,13 @@ def convert(
         source: name, folder, .safetensors or .gguf file, or Hub id.
         output: folder to write; not the source's own.
         to: tenfold, llama, mistral, qwen2, qwen3, pangu, glm4, gemma2, gemma3 or afmoe. `llama` loads in transformers
-            without this library, and so does `glm4`, which holds sandwich norms.
+            without this library, and so does `glm4`, which holds sandwich norms with one epsilon for all norms.
         dtype: type of the weights; keep changes nothing.
         shard_gb: largest weights file, in gigabytes.
 
     Example:
         tenfold llm convert smollm2-135m -o smollm2/ --to llama
-        tenfold llm convert runs/tiny -o tiny-glm4/ --to glm4 --dtype bf16
+        tenfold llm convert runs/tiny -o tiny-hf/ --dtype bf16
     """
     if not shard_gb > 0:
         raise UserError(f"--shard-gb {shard_gb}: give a positive number")

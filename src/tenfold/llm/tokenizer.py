@@ -40,6 +40,9 @@ class Tokenizer:
     def __init__(self, backend: Backend, eod: int, settings: Mapping[str, Any] | None = None) -> None:
         # Text that spells a special token is text: it must not end a document.
         backend.encode_special_tokens = True
+        # Some files carry the padding and the longest length of the script that wrote them.
+        backend.no_padding()
+        backend.no_truncation()
         self.backend = backend
         self.eod = eod
         self.settings = dict(settings or {})
@@ -51,6 +54,26 @@ class Tokenizer:
     def size(self) -> int:
         """Number of ids: the largest one plus 1."""
         return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    @cached_property
+    def opening(self) -> tuple[int, ...]:
+        """Ids that its own post-processor puts before a text, as Llama 3 and Gemma do; most have none."""
+        plain = self.backend.encode("a", add_special_tokens=False).ids
+        whole = self.backend.encode("a", add_special_tokens=True).ids
+        places = range(len(whole) - len(plain) + 1)
+        start = next((i for i in places if whole[i : i + len(plain)] == plain), 0)
+        return tuple(whole[:start])
+
+    def fits(self, vocabulary: int) -> bool:
+        """Whether a model of so many ids can read every text that it splits.
+
+        Special tokens that begin and end no text do not count, since no text is split into them: Gemma 3's text models
+        have none of the id that their tokenizer keeps for pictures.
+        """
+        special = {token for token, entry in self.backend.get_added_tokens_decoder().items() if entry.special}
+        ids = set(self.backend.get_vocab(with_added_tokens=True).values()) - special
+        named = [self.backend.token_to_id(str(_name(self.settings.get(key)))) for key in ("bos_token", "eos_token")]
+        return max((*ids, *self.opening, self.eod, *(token for token in named if token is not None))) < vocabulary
 
     @cached_property
     def digest(self) -> str:

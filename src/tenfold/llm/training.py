@@ -268,7 +268,13 @@ def _summarise(
         f"{tokens:,} tokens in {result.seconds:.1f} s: {tokens / seconds:,.0f} tokens/s; MFU {100 * mfu:.1f} % (6 N + "
         f"attention to visible keys, recomputation not counted; peak {peak / 1e12:.3g} TFLOP/s a device, {source})"
     )
-    say(f"{report['spikes']} loss spikes, largest gradient norm {report['gradient_ratio'] or 0:.3g} x the median")
+    ratio = report["gradient_ratio"]
+    calm = (
+        "too few steps after the warm-up for more"
+        if ratio is None
+        else f"largest gradient norm {ratio:.3g} x the median"
+    )
+    say(f"{report['spikes']} loss spikes, {calm}")
     return PretrainResult(
         run_dir=result.run_dir,
         weights=result.weights,
@@ -424,12 +430,15 @@ def phase_rows(recipe: Recipe, number: int, timetable: Timetable, words: Tokeniz
 
 
 def run_tokenizer(run_dir: Path, texts: Sequence[str], size: int, source: Path | str | None) -> Tokenizer:
-    """The tokenizer of a run: the one that is in its folder, `source`, or a new one; it is left in the folder.
+    """The tokenizer of a run: the one that it began with, `source`, or a new one; it is left in the folder.
 
     Raises:
         UserError: the run was started with another one.
     """
-    if (run_dir / "tokenizer.json").is_file():
+    # What a command left that was refused before its first checkpoint binds nobody; processes beside the first one take
+    # what that has just written.
+    begun = any((run_dir / "checkpoints").glob("step-*")) or os.environ.get("RANK", "0") != "0"
+    if begun and (run_dir / "tokenizer.json").is_file():
         own = Tokenizer.load(run_dir)
         if source is not None and Tokenizer.load(source).digest != own.digest:
             raise UserError(f"{run_dir} was started with another tokenizer than {source}: use another folder")
