@@ -1,7 +1,7 @@
 """The small networks that `reproduce` compares, and the rendered rooms that they learn from.
 
 All arms are one network: a convolutional stem, three transformer blocks with four camera tokens, a decoder with skips,
-0.6 M parameters. They differ in what the paper ablates (V1 table 5): whether the camera that the tokens predict prompts
+0.4 M parameters. They differ in what the paper ablates (V1 table 5): whether the camera that the tokens predict prompts
 the decoder, and whether the output is (azimuth, polar angle, log depth) or Cartesian points.
 """
 
@@ -21,10 +21,9 @@ from tenfold.core.training import Shuffled
 from tenfold.depth.losses import invariance, lambda_mse, ray_angles
 from tenfold.depth.simulate import SceneConfig, add_noise, random_scenes, render
 
-SIZE = (32, 48)
 TRAIN_FOV_DEG = (35.0, 105.0)
 MEAN_FOV_DEG = 70.0
-WIDTHS = (32, 64, 96)
+WIDTHS = (24, 48, 72)
 BANDS = 8  # of each angle in a ray's embedding
 
 
@@ -115,7 +114,7 @@ class AblationNetwork(nn.Module):
         self.arm = arm
         first, second, third = WIDTHS
         self.stem = nn.ModuleList(
-            [_convolutions(3, first, 2), _convolutions(first, second, 2), _convolutions(second, third, 2)]
+            [_convolutions(3, first, 2), _convolutions(first, second, 2), _convolutions(second, third, 1)]
         )
         self.camera_tokens = nn.Parameter(0.02 * torch.randn(1, 4, third))
         self.position = nn.Linear(4, third)
@@ -132,7 +131,7 @@ class AblationNetwork(nn.Module):
         """Depth and camera.
 
         Args:
-            image: B x 3 x H x W in [0, 1]; sides are multiples of 8.
+            image: B x 3 x H x W in [0, 1]; sides are multiples of 4.
             rays: B x 3 x H x W, the true camera; None prompts with the predicted one.
             given: B, which images of the batch are prompted with `rays`; all by default.
 
@@ -238,19 +237,21 @@ class RenderedPairs:
 
     Args:
         pairs: how many are rendered.
+        size: height and width of the pictures.
         seed: of the rooms, the cameras, the order and the noise.
     """
 
-    def __init__(self, pairs: int, seed: int, chunk: int = 32) -> None:
+    def __init__(self, pairs: int, size: tuple[int, int], seed: int) -> None:
+        self.size = size
         self.seed = seed
         self._order = Shuffled(pairs, seed)
-        height, width = SIZE
+        height, width = size
         self.images = np.empty((pairs, 2, 3, height, width), np.float16)
         self.radius = np.empty((pairs, 2, 1, height, width), np.float16)
         fov = np.stack([pair_of_views(np.random.default_rng((seed, pair, 2))) for pair in range(pairs)])
         self.intrinsics = pinhole(torch.from_numpy(fov).float().flatten(), height, width).unflatten(0, (pairs, 2))
-        for start in range(0, pairs, chunk):
-            numbers = range(start, min(start + chunk, pairs))
+        for start in range(0, pairs, 32):
+            numbers = range(start, min(start + 32, pairs))
             scenes = random_scenes(SceneConfig(), seed, numbers)
             for view in range(2):
                 rays = pinhole_rays(self.intrinsics[numbers.start : numbers.stop, view], height, width)
@@ -264,7 +265,7 @@ class RenderedPairs:
         image = torch.from_numpy(np.stack([self.images[place] for place in places])).float()
         radius = torch.from_numpy(np.stack([self.radius[place] for place in places])).float()
         intrinsics = torch.stack([self.intrinsics[place] for place in places])
-        rays = pinhole_rays(intrinsics, *SIZE)
+        rays = pinhole_rays(intrinsics, *self.size)
         return {
             "image": add_noise(image, SceneConfig().noise, self.seed, indices),
             "points": radius * rays,

@@ -34,7 +34,7 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def ray_angles(rays: Tensor) -> Tensor:
-    """Azimuth atan2(x, z) and polar angle acos(y) of unit rays, rad: B x 3 x H x W -> B x 2 x H x W (V1 section 3.1)."""
+    """Azimuth atan2(x, z) and polar angle acos(y) of unit rays, rad: B x 3 x H x W to B x 2 x H x W (V1 3.1)."""
     x, y, z = rays.unbind(1)
     return torch.stack([torch.atan2(x, z), torch.acos(y.clamp(-1 + 1e-6, 1 - 1e-6))], dim=1)
 

@@ -1,4 +1,4 @@
-"""The paper's headline at the scale of the machine (V1 table 5): what a predicted camera and its output space are worth.
+"""The paper's headline at the scale of the machine (V1 table 5): what a camera and its output space are worth.
 
 Small networks that differ in one thing each learn metric depth from rendered rooms of wide camera variation, and are
 scored on cameras that they have seen and on those that they have not.
@@ -24,6 +24,7 @@ class ReproduceConfig:
         steps: optimiser steps of each arm and seed.
         seeds: of rooms, cameras, weights and noise.
         pairs: rendered pairs of views a seed; all arms of a seed learn from the same.
+        size: height and width of the pictures.
         batch_size: pictures a step, two of a pair side by side.
         learning_rate: AdamW's, after a warm-up, on a cosine to zero.
         weight_decay: AdamW's.
@@ -31,9 +32,10 @@ class ReproduceConfig:
 
     steps: int = 2000
     seeds: tuple[int, ...] = (0, 1, 2)
-    pairs: int = 4096
-    batch_size: int = 16
-    learning_rate: float = 2e-3
+    pairs: int = 3072
+    size: tuple[int, int] = (24, 32)
+    batch_size: int = 8
+    learning_rate: float = 1.5e-3
     weight_decay: float = 0.01
 
 
