@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tenfold.core.training import Shuffled
+from tenfold.depth.cameras import pinhole_rays
 from tenfold.depth.losses import invariance, lambda_mse, ray_angles
 from tenfold.depth.simulate import SceneConfig, add_noise, random_scenes, render
 
@@ -66,14 +67,6 @@ def pinhole(fov_deg: Tensor, height: int, width: int, shift: Tensor | None = Non
     if shift is not None:
         k[:, :2, 2] += shift * torch.tensor([width, height])
     return k
-
-
-def pinhole_rays(intrinsics: Tensor, height: int, width: int) -> Tensor:
-    """Unit rays through the pixels' centres, B x 3 x H x W; differentiable in the intrinsics."""
-    v, u = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
-    x = (u - intrinsics[:, 0, 2, None, None]) / intrinsics[:, 0, 0, None, None]
-    y = (v - intrinsics[:, 1, 2, None, None]) / intrinsics[:, 1, 1, None, None]
-    return F.normalize(torch.stack([x, y, torch.ones_like(x)], dim=1), dim=1)
 
 
 class Block(nn.Module):

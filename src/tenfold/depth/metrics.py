@@ -28,8 +28,8 @@ def depth_metrics(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]
     Returns:
         `d05`, `d1`, `d2`, `d3`: share of pixels with max(p/g, g/p) below 1.25 to the power 0.5, 1, 2, 3; `d_auc`: mean
         of that share over exponents 0.01 to 5; `tau`: the share below 1.03; `arel`, `sqrel`, `rmse` (m), `rmselog`,
-        `log10`, `silog` (100 x standard deviation of the log ratio, unbiased), `medianlog` (100 x median of its
-        absolute value); with `_si` after scaling the prediction to the truth's median, with `_ssi` after the
+        `log10`, `silog` (100 x standard deviation of the log ratio, unbiased), `medianlog` (100 x absolute value
+        of its median); with `_si` after scaling the prediction to the truth's median, with `_ssi` after the
         least-squares scale and shift.
     """
     p, g = prediction.astype(np.float64), truth.astype(np.float64)
@@ -50,7 +50,7 @@ def depth_metrics(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]
         "rmselog": float(np.sqrt(np.mean(logarithm**2))),
         "log10": float(np.mean(np.abs(logarithm)) / math.log(10)),
         "silog": 100 * float(np.std(logarithm, ddof=1)) if len(p) > 1 else 0.0,
-        "medianlog": 100 * float(np.median(np.abs(logarithm))),
+        "medianlog": 100 * abs(_lower_median(logarithm)),
     }
     for name, aligned in (("si", scaled_to_median(p, g)), ("ssi", scaled_and_shifted(p, g))):
         ratio = _ratio(aligned, g)

@@ -275,7 +275,8 @@ def cast(scenes: Scenes, origin: Tensor, direction: Tensor) -> tuple[Tensor, Ten
         Distance in lengths of `direction`, number of the surface, and the axis of its normal in the surface's own
         frame (3 for balls): B x P each.
     """
-    inverse = 1 / torch.where(direction.abs() < 1e-9, torch.full_like(direction, 1e-9), direction)
+    direction = torch.where(direction.abs() < 1e-9, torch.full_like(direction, 1e-9), direction)
+    inverse = 1 / direction
     upper = scenes.room_m * torch.tensor([1.0, 0.0, 1.0])  # the corner with the largest coordinates
     lower = scenes.room_m * torch.tensor([0.0, -1.0, 0.0])
     wall = torch.where(direction > 0, upper[:, :, None], lower[:, :, None])
