@@ -11,8 +11,9 @@ import torch
 from tenfold.depth import simulate
 from tenfold.depth.ablation import RenderedPairs, pair_of_views, pinhole
 from tenfold.depth.cameras import pinhole_rays
+from tenfold.depth.config import SceneConfig
 from tenfold.depth.losses import invariance
-from tenfold.depth.simulate import SceneConfig, Scenes, cast, random_scenes, render
+from tenfold.depth.simulate import Scenes, cast, random_scenes, render
 
 EMPTY = SceneConfig(pieces=0, wall_pieces=0, balls=0)
 

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from tenfold.core.training import Shuffled
 from tenfold.depth.cameras import pinhole_rays
+from tenfold.depth.config import SceneConfig
 from tenfold.depth.losses import invariance, lambda_mse, ray_angles
-from tenfold.depth.simulate import SceneConfig, add_noise, random_scenes, render
+from tenfold.depth.simulate import add_noise, random_scenes, render
 
 TRAIN_FOV_DEG = (35.0, 105.0)
 MEAN_FOV_DEG = 70.0

@@ -26,9 +26,10 @@ from tenfold.core.results import Table, write_results
 from tenfold.core.training import FitConfig, cosine, fit
 from tenfold.depth.ablation import ARMS, AblationNetwork, RenderedPairs, arm_loss, pinhole
 from tenfold.depth.cameras import pinhole_rays, rays
+from tenfold.depth.config import SceneConfig
 from tenfold.depth.data import Entry, cut_view
 from tenfold.depth.metrics import depth_metrics, mean_metrics, ray_errors_deg
-from tenfold.depth.simulate import SceneConfig, add_noise, random_scenes, render
+from tenfold.depth.simulate import add_noise, random_scenes, render
 
 PLAIN, SPHERICAL, CARTESIAN, CONSISTENT = ARMS
 TEST_SEED = 10_000  # of rooms that no arm is trained on
@@ -250,8 +251,8 @@ def result_tables(scores: Sequence[Score]) -> list[Table]:
     tables.append(
         Table(
             "ablation",
-            "The arms on cameras as trained, on real frames (out of domain, scale-invariant), and what the paper reports "
-            "for its full-size networks (V1 table 5, ConvNeXt-L, out of domain: d1 / SIlog / F_A)",
+            "The arms on cameras as trained, on real frames (out of domain, scale-invariant), and the paper "
+            "with full-size networks (V1 table 5, ConvNeXt-L, out of domain: d1 / SIlog / F_A)",
             ("arm", "d1", "SIlog", "3D error, m", "real d1 after scaling", "real SIlog", "paper"),
             rows,
         )

@@ -13,11 +13,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from tenfold.depth.config import SceneConfig
 
 # A piece is boxes: (x, height, z) of the box's centre and its width, height, depth, all in metres, before turning.
 Box = tuple[float, float, float, float, float, float]
@@ -32,34 +33,6 @@ FURNITURE: dict[str, tuple[Box, ...]] = {
 ON_WALLS = ("door", "picture")
 BOXES_OF_A_PIECE = max(map(len, FURNITURE.values()))
 PATTERNS = ("plain", "checks", "courses", "planks", "clouds")
-
-
-@dataclass(frozen=True)
-class SceneConfig:
-    """What the rooms hold.
-
-    Args:
-        pieces: of furniture, at most; one that would stand on the camera is left out.
-        wall_pieces: doors and pictures.
-        balls: spheres and ellipsoids on the floor.
-        texture: `ruled` has floor tiles of 0.4 m and wall courses of 0.3 m; `varied` has any pattern of any size on
-            any surface.
-        shadows: cast the first lamp's shadows, for twice the time.
-        noise: standard deviation of the sensor's noise, of 1.
-        height_m: range of the camera's height.
-        pitch_deg: range of the camera's pitch; negative looks down.
-        roll_deg: the camera's roll is within plus and minus this.
-    """
-
-    pieces: int = 5
-    wall_pieces: int = 1
-    balls: int = 1
-    texture: Literal["ruled", "varied"] = "ruled"
-    shadows: bool = False
-    noise: float = 0.02
-    height_m: tuple[float, float] = (1.2, 1.8)
-    pitch_deg: tuple[float, float] = (-20.0, 11.0)
-    roll_deg: float = 0.0
 
 
 @dataclass(frozen=True)
