@@ -108,7 +108,7 @@ def interpolate_rays(rays: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def sine_positions(height: int, width: int, channels: int, device: torch.device | None = None) -> Tensor:
-    """DETR's sine embedding of a grid, normalised: channels x H x W, the first half for rows, the second for columns."""
+    """DETR's sine embedding of a grid, normalised: channels x H x W, first half for rows, second half for columns."""
     half = channels // 2
     power = 2 * torch.div(torch.arange(half, device=device), 2, rounding_mode="floor") / half
     scale = 10_000.0**power

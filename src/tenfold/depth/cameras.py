@@ -324,20 +324,21 @@ def _project_opencv(params: Tensor, points: Tensor) -> Tensor:
 
 
 # --- MEI (Mei and Rives, ICRA 2007): a unit sphere seen from a shifted centre, then radial and tangential terms ------
+# The release's p1 belongs to x and its p2 to y, the other way round than in OpenCV's omnidirectional module.
 
 
 def _distort_mei(params: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
     k1, k2, p1, p2 = _columns(params, 4, 8)
     square = x * x + y * y
     radial, growth = 1 + k1 * square + k2 * square * square, 2 * k1 + 4 * k2 * square
-    moved_x = x * radial + 2 * p1 * x * y + p2 * (square + 2 * x * x)
-    moved_y = y * radial + 2 * p2 * x * y + p1 * (square + 2 * y * y)
-    crossed = growth * x * y + 2 * p1 * x + 2 * p2 * y
+    moved_x = x * radial + 2 * p2 * x * y + p1 * (square + 2 * x * x)
+    moved_y = y * radial + 2 * p1 * x * y + p2 * (square + 2 * y * y)
+    crossed = growth * x * y + 2 * p2 * x + 2 * p1 * y
     jacobian = (
-        radial + growth * x * x + 2 * p1 * y + 6 * p2 * x,
+        radial + growth * x * x + 2 * p2 * y + 6 * p1 * x,
         crossed,
         crossed,
-        radial + growth * y * y + 2 * p2 * x + 6 * p1 * y,
+        radial + growth * y * y + 2 * p1 * x + 6 * p2 * y,
     )
     return moved_x, moved_y, jacobian
 

@@ -101,17 +101,29 @@ class UniDepthV2(nn.Module):
         """
         height, width = image.shape[-2:]
         grid = (height // PATCH, width // PATCH)
-        outputs = self.encoder(image)
-        chosen = [self.encoder.norm(outputs[end - 1]) for end in self.config.encoder.ends]
+        chosen = self.encode(image)
         maps = [adapter(tokens[:, 1:]) for adapter, tokens in zip(self.adapters, chosen, strict=True)]
-        classes = [adapter(tokens[:, :1]) for adapter, tokens in zip(self.token_adapters, chosen, strict=True)]
-        intrinsics = self.camera(torch.cat(classes, dim=1), height, width)
+        intrinsics = self.look(chosen, height, width)
         if rays is None:
             rays = pinhole_rays(intrinsics, height, width)
         features, fine = self.decode(maps, rays.detach(), grid)
         log_radius = self.depth_head(fine, (height, width)).clamp(-LOG_BOUND, LOG_BOUND) + LOG_RADIUS_SHIFT
         log_error = self.error_head(fine, (height, width)).clamp(-LOG_BOUND, LOG_BOUND) if error else None
         return Prediction(log_radius, log_error, rays, intrinsics, features)
+
+    def predict_intrinsics(self, image: Tensor) -> Tensor:
+        """Only the camera, B x 3 x 3, which needs no decoder; `image` as in `forward`."""
+        return self.look(self.encode(image), image.shape[-2], image.shape[-1])
+
+    def encode(self, image: Tensor) -> list[Tensor]:
+        """The normed outputs of the four chosen blocks, B x (1 + hw) x dim."""
+        outputs = self.encoder(image)
+        return [self.encoder.norm(outputs[end - 1]) for end in self.config.encoder.ends]
+
+    def look(self, chosen: list[Tensor], height: int, width: int) -> Tensor:
+        """The camera that the class tokens see, B x 3 x 3."""
+        classes = [adapter(tokens[:, :1]) for adapter, tokens in zip(self.token_adapters, chosen, strict=True)]
+        return self.camera(torch.cat(classes, dim=1), height, width)
 
     def decode(self, maps: list[Tensor], rays: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Adapted maps (B x hw x C) and rays -> the conditioned map B x C x h x w, and features at eight times h, w."""
@@ -181,7 +193,7 @@ class UpStage(nn.Module):
 
 
 class DenseHead(nn.Module):
-    """Features at eight ninths or so of the image's size -> one number a pixel at its full size."""
+    """Features at 8/14 of the image's size -> one number a pixel at its full size."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
