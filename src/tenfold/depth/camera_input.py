@@ -45,9 +45,7 @@ class Camera:
         if self.model not in COUNTS:
             raise UserError(f"unknown camera model {self.model!r}; {near(self.model, list(COUNTS))}")
         if len(self.params) != COUNTS[self.model]:
-            raise UserError(
-                f"a {self.model} camera has {COUNTS[self.model]} parameters, these are {len(self.params)}"
-            )
+            raise UserError(f"a {self.model} camera has {COUNTS[self.model]} parameters, these are {len(self.params)}")
         if not all(math.isfinite(value) for value in self.params):
             raise UserError(f"the {self.model} camera has NaN or infinite parameters")
         if self.model == "spherical":
@@ -82,7 +80,9 @@ class Camera:
         if not np.isfinite(values).all():
             raise UserError("the intrinsics have NaN or infinite values")
         if values[2, 2] == 0 or np.abs(values[[1, 2, 2], [0, 0, 1]]).max() > 1e-6 * abs(values[2, 2]):
-            raise UserError("the intrinsics are not upper triangular with 0, 0, 1 in the last row (is it a projection?)")
+            raise UserError(
+                "the intrinsics are not upper triangular with 0, 0, 1 in the last row (is it a projection?)"
+            )
         values = values / values[2, 2]
         if abs(values[0, 1]) > 1e-3 * abs(values[0, 0]):
             raise UserError(f"the intrinsics have a skew of {values[0, 1]:g} pixels, which is not supported")
@@ -193,9 +193,7 @@ def exif_camera(picture: Picture) -> Camera | None:
     if not focal_mm:
         return None
     focal = focal_mm * math.hypot(picture.width, picture.height) / _FILM_DIAGONAL_MM
-    return Camera(
-        "pinhole", (focal, focal, picture.width / 2, picture.height / 2), (picture.width, picture.height)
-    )
+    return Camera("pinhole", (focal, focal, picture.width / 2, picture.height / 2), (picture.width, picture.height))
 
 
 def _focal_35mm(exif: bytes | None) -> float | None:

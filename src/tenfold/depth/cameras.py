@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_STEPS = 40  # of the solvers; they converge quadratically, most in five
+_STEPS = 40  # of the solvers, at most; they converge quadratically: after a step of 1e-9 the error is rounding
 _TINY = 1e-12
 
 
@@ -218,19 +218,9 @@ def _bend(params: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, tuple[T
 
 def _unbend(params: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """The inverse of `_bend`, by Newton's method."""
-    return _newton(lambda a, b: _bend(params, a, b), x, y, x, y)
-
-
-def _newton(
-    function: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]],
-    target_x: Tensor,
-    target_y: Tensor,
-    x: Tensor,
-    y: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """(x, y) with function(x, y) = target, in two unknowns for each pixel."""
+    target_x, target_y = x, y
     for _ in range(_STEPS):
-        found_x, found_y, (xx, xy, yx, yy) = function(x, y)
+        found_x, found_y, (xx, xy, yx, yy) = _bend(params, x, y)
         left_x, left_y = target_x - found_x, target_y - found_y
         determinant = xx * yy - xy * yx
         determinant = torch.where(determinant.abs() < _TINY, torch.full_like(determinant, _TINY), determinant)
@@ -238,7 +228,7 @@ def _newton(
         # No step is longer than 1, so that pixels beyond the image circle do not run away.
         length = (step_x * step_x + step_y * step_y).sqrt().clamp_min(1.0)
         x, y = x + step_x / length, y + step_y / length
-        if max(float(step_x.abs().max()), float(step_y.abs().max())) < 1e-13:
+        if max(float(step_x.abs().max()), float(step_y.abs().max())) < 1e-9:
             break
     return x, y
 
@@ -255,6 +245,7 @@ def _invert_radial(
     grows = torch.cumprod((slope(samples) > 0).to(target.dtype), dim=1).sum(dim=1, keepdim=True)
     high = (grows.clamp(1, 2047) * end / 2047).expand_as(target).clone()
     low = torch.zeros_like(target)
+    target = torch.minimum(target, profile(high))
     r = torch.minimum(target, high)
     for _ in range(_STEPS):
         value = profile(r) - target
@@ -263,7 +254,7 @@ def _invert_radial(
         following = torch.where((step >= low) & (step <= high), step, (low + high) / 2)
         change = float((following - r).abs().max())
         r = following
-        if change < 1e-14:
+        if change < 1e-9:
             break
     return r
 
@@ -324,28 +315,22 @@ def _project_opencv(params: Tensor, points: Tensor) -> Tensor:
 
 
 # --- MEI (Mei and Rives, ICRA 2007): a unit sphere seen from a shifted centre, then radial and tangential terms ------
-# The release's p1 belongs to x and its p2 to y, the other way round than in OpenCV's omnidirectional module.
+# As in the release, the tangential terms act on radially distorted coordinates, and p0 belongs to x.
 
 
-def _distort_mei(params: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
-    k1, k2, p1, p2 = _columns(params, 4, 8)
-    square = x * x + y * y
-    radial, growth = 1 + k1 * square + k2 * square * square, 2 * k1 + 4 * k2 * square
-    moved_x = x * radial + 2 * p2 * x * y + p1 * (square + 2 * x * x)
-    moved_y = y * radial + 2 * p1 * x * y + p2 * (square + 2 * y * y)
-    crossed = growth * x * y + 2 * p2 * x + 2 * p1 * y
-    jacobian = (
-        radial + growth * x * x + 2 * p2 * y + 6 * p1 * x,
-        crossed,
-        crossed,
-        radial + growth * y * y + 2 * p1 * x + 6 * p2 * y,
-    )
-    return moved_x, moved_y, jacobian
+def _mei_lens(params: Tensor) -> tuple[Tensor, Tensor]:
+    """Parameters as `_bend` (no prism) and `_odd_polynomial` want them."""
+    zeros = torch.zeros_like(params[:, :4])
+    return torch.cat([torch.zeros_like(params[:, :1]).expand(-1, 10), params[:, 6:8], zeros], dim=1), params
 
 
 def _unproject_mei(params: Tensor, pixels: Tensor) -> Tensor:
-    bent_x, bent_y = _normalised(params, pixels)
-    x, y = _newton(lambda a, b: _distort_mei(params, a, b), bent_x, bent_y, bent_x, bent_y)
+    bending, radial = _mei_lens(params)
+    x, y = _unbend(bending, *_normalised(params, pixels))
+    radius = (x * x + y * y).sqrt()
+    flat = _invert_radial(*_odd_polynomial(radial, 2), radius, 20.0)
+    factor = torch.where(radius > _TINY, flat / radius.clamp_min(_TINY), torch.ones_like(radius))
+    x, y = factor * x, factor * y
     (shift,) = _columns(params, 8, 9)
     square = x * x + y * y
     factor = (shift + (1 + (1 - shift * shift) * square).clamp_min(0).sqrt()) / (1 + square)
@@ -356,7 +341,12 @@ def _project_mei(params: Tensor, points: Tensor) -> Tensor:
     x, y, z = F.normalize(points, dim=-1).unbind(-1)
     (shift,) = _columns(params, 8, 9)
     below = z + shift
-    moved_x, moved_y, _ = _distort_mei(params, x / below, y / below)
+    bending, radial = _mei_lens(params)
+    x, y = x / below, y / below
+    radius = (x * x + y * y).sqrt()
+    bent = _odd_polynomial(radial, 2)[0](radius)
+    factor = torch.where(radius > _TINY, bent / radius.clamp_min(_TINY), torch.ones_like(radius))
+    moved_x, moved_y, _ = _bend(bending, factor * x, factor * y)
     return _in_front(_to_pixels(params, moved_x, moved_y), below)
 
 
@@ -386,7 +376,7 @@ CAMERAS: Mapping[str, CameraModel] = {
     "fisheye624": CameraModel(16, _unproject_fisheye624, _project_fisheye624, _LENS),
     "opencv": CameraModel(16, _unproject_opencv, _project_opencv, _LENS),
     "eucm": CameraModel(6, _unproject_eucm, _project_eucm, (*_CENTRE, "alpha", "beta")),
-    "mei": CameraModel(9, _unproject_mei, _project_mei, (*_CENTRE, "k1", "k2", "p1", "p2", "xi")),
+    "mei": CameraModel(9, _unproject_mei, _project_mei, (*_CENTRE, "k1", "k2", "p0", "p1", "xi")),
     "spherical": CameraModel(
         8,
         _unproject_spherical,

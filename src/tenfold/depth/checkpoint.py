@@ -172,12 +172,12 @@ def infer_config(official: Mapping[str, Tensor], given: Mapping[str, Any] | None
         UserError: not a UniDepth checkpoint, one of a layout that is not supported, or one whose config does not fit.
     """
     shapes = {key: tuple(tensor.shape) for key, tensor in official.items()}
-    given = _Settings(given or {})
+    settings = _Settings(given or {})
     try:
         if _PROMPT_V2 in shapes:
-            return _infer_v2(shapes, given)
+            return _infer_v2(shapes, settings)
         if _PROMPT_V1 in shapes:
-            return _infer_v1(shapes, given)
+            return _infer_v1(shapes, settings)
     except KeyError as error:
         raise UserError(f"not a complete UniDepth checkpoint: it has no {error.args[0]}") from None
     except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:  # of shapes, or of what config.json holds
@@ -358,3 +358,9 @@ def save(network: Network, path: str, metadata: Mapping[str, str] | None = None,
         tensors = {key: tensor.half() for key, tensor in tensors.items()}
     config = json.dumps(official_config(network.config))
     checkpoint.save(path, tensors, {**(metadata or {}), "config": config})
+
+
+def licence(name_or_path: str) -> str:
+    """The licence of a model's weights, as far as it is known."""
+    entry = next((entry for entry in MODELS if name_or_path in (entry.name, entry.location)), None)
+    return entry.licence if entry else "that of the file"

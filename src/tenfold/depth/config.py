@@ -132,7 +132,7 @@ class UniDepthV1Config:
         image_shape: height and width of the network's image.
     """
 
-    encoder: ViTConfig | ConvNeXtConfig = field(default_factory=lambda: VIT_L_V1)
+    encoder: ViTConfig | ConvNeXtConfig = field(default_factory=lambda: ViTConfig(1024, 24, 16, (5, 12, 18, 24)))
     hidden: int = 512
     heads: int = 8
     expansion: int = 4

@@ -119,6 +119,9 @@ class ConvNeXtBlock(nn.Module):
 class Stage(nn.Module):
     """A stage of ConvNeXt: all but the first halve the map first, dropping an odd last row or column."""
 
+    downsample: nn.Sequential | None
+    blocks: nn.ModuleList
+
     def __init__(self, before: int | None, dim: int, depth: int) -> None:
         super().__init__()
         self.downsample = (
@@ -145,6 +148,7 @@ class ConvNeXt(nn.Module):
         x = self.stem(image.contiguous(memory_format=torch.channels_last))
         outputs = []
         for stage in self.stages:
+            assert isinstance(stage, Stage)
             x = x if stage.downsample is None else stage.downsample(x)
             for block in stage.blocks:
                 x = block(x)

@@ -84,7 +84,8 @@ class UniDepthV1(nn.Module):
         """
         height, width = image.shape[-2:]
         maps, tokens = self.encode(image)
-        grid = sorted(tuple(each.shape[-2:]) for each in maps)[1]
+        height_16, width_16 = sorted(each.shape[-2:] for each in maps)[1]
+        grid = (height_16, width_16)
         levels = [
             adapter(to_tokens(interpolate(each, grid))) for adapter, each in zip(self.adapters, maps, strict=True)
         ]
@@ -183,7 +184,9 @@ class DepthHead(nn.Module):
             told = project(spherical_harmonics(to_tokens(at_step)))
             if step == 0:
                 latents = self.prompt(latents, context=told)
-            for block in self.blocks[step]:
+            blocks = self.blocks[step]
+            assert isinstance(blocks, nn.ModuleList)
+            for block in blocks:
                 latents = block(latents, position=told)
             if step == 0:
                 features = latents

@@ -66,9 +66,9 @@ class Depth:
 
     def save(self, target: str | Path, formats: Sequence[str] = ("png16", "json"), **options: Any) -> list[Path]:
         """Write files that are named after `target`; see `tenfold.depth.outputs.save`."""
-        from tenfold.depth import outputs
+        from tenfold.depth.outputs import save
 
-        return outputs.save(self, target, formats, **options)
+        return save(self, target, formats, **options)
 
 
 class DepthEstimator:
@@ -330,7 +330,9 @@ def _to_picture(image: ImageLike) -> Picture:
         from PIL import Image
 
         if not isinstance(image, Image.Image):
-            raise UserError(f"a {type(image).__name__} is no picture: give a path, an array, a tensor or a Pillow image")
+            raise UserError(
+                f"a {type(image).__name__} is no picture: give a path, an array, a tensor or a Pillow image"
+            )
         return images.from_pil(image)
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 2, 3, 4)) or 0 in image.shape:
         raise UserError(f"an array of shape {image.shape} is no picture: expected H x W or H x W x 3")

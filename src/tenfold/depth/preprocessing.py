@@ -101,9 +101,7 @@ class Fit:
             plane = plane.float() / 255 if plane.dtype == torch.uint8 else plane.float()
             plane = F.pad(plane, _sides(self.outer), value=mean)
             if tuple(plane.shape[-2:]) != self.scaled:
-                plane = F.interpolate(
-                    plane, self.scaled, mode="bilinear", align_corners=False, antialias=antialias
-                )
+                plane = F.interpolate(plane, self.scaled, mode="bilinear", align_corners=False, antialias=antialias)
             planes.append(F.pad((plane - mean) / deviation, _sides(self.inner)))
         return torch.cat(planes, dim=1)
 
