@@ -125,6 +125,16 @@ FURTHER["llm"] = {
     "inspection.py": "the report on a run or a model: stability's quantities, drawn",
     "experiments.py": "one small run of reproduce and what came of it",
 }
+FURTHER["depth"] = {
+    "losses.py": "the terms of both training recipes",
+    "metrics.py": "depth, clouds, cameras, uncertainty: arrays of one image to numbers",
+    "simulate.py": "rooms and how they look through any camera",
+    "rooms.py": "rendered rooms as files",
+    "readers.py": "datasets with depth pictures, as they lie on the disk",
+    "driving.py": "datasets whose depth is projected from a lidar",
+    "ablation.py": "the networks that reproduce compares",
+    "training_verbs.py": "the verbs that train, make data and measure",
+}
 DATA_FOLDERS = {"weights", "assets"}
 # Rooms that may use another room: pruning prunes the models of llm.
 MAY_USE = {"pruning": {"llm"}}

@@ -11,6 +11,7 @@ from tyro.conf import Positional, arg
 from tenfold.core import console
 from tenfold.core.console import UserError
 from tenfold.core.devices import DeviceName
+from tenfold.depth.training_verbs import TRAINING_VERBS
 
 OutputFolder = Annotated[Path, arg(aliases=["-o"])]
 Format = Literal["png16", "npy", "npz", "exr", "colormap", "ply", "glb", "mesh", "json", "html"]
@@ -156,4 +157,5 @@ def export(
 VERBS: dict[str, Callable[..., object]] = {
     "predict": predict,
     "export": export,
+    **TRAINING_VERBS,
 }

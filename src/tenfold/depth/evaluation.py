@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ from tenfold.depth.metrics import (
     thinned,
     uncertainty_metrics,
 )
+
+if TYPE_CHECKING:
+    from tenfold.depth.predictor import DepthEstimator
 
 GARG = (0.40810811, 0.99189189, 0.03594771, 0.96405229)  # rows and columns, shares of the image
 EIGEN = (0.3324324, 0.91351351, 0.03594771, 0.96405229)
@@ -161,6 +165,38 @@ def score(frame: Frame, estimate: Estimate, protocol: Protocol) -> ImageResult:
     return ImageResult(frame.name, int(valid.sum()), metrics)
 
 
+def of_estimator(
+    estimator: DepthEstimator, camera: Literal["predicted", "given"], resolution_level: float | None = None
+) -> Predict:
+    """What a `DepthEstimator` says about frames.
+
+    Args:
+        estimator: the model.
+        camera: `given` tells it the frame's camera; depth and points then belong to that. The rays that are scored are
+            those of the camera that it predicts, in both cases.
+        resolution_level: see `DepthEstimator.predict`.
+    """
+    from tenfold.depth.camera_input import Camera
+
+    def predict(frame: Frame) -> Estimate:
+        told = None
+        if camera == "given":
+            if frame.camera is None:
+                raise UserError(f"{frame.name}: its camera is not known, so that it cannot be given")
+            told = Camera(*frame.camera)
+        found = estimator.predict(frame.image, camera=told, resolution_level=resolution_level)
+        size = frame.image.shape[:2]
+        return Estimate(
+            depth_m=found.depth_m,
+            points_m=found.points_m,
+            rays=pinhole_rays(found.predicted_intrinsics, size, size),
+            intrinsics=found.predicted_intrinsics,
+            uncertainty=found.uncertainty,
+        )
+
+    return predict
+
+
 def true_rays(frame: Frame) -> np.ndarray | None:
     """Unit rays of the frame's own camera at the size of its depth, H x W x 3; None where it is not known."""
     if frame.camera is None:
@@ -171,9 +207,15 @@ def true_rays(frame: Frame) -> np.ndarray | None:
         model, params = frame.camera
         rays = cameras.rays(model, torch.tensor(params), *frame.image.shape[:2])[0].permute(1, 2, 0).numpy()
         return resized(rays, (height, width))
-    scale = np.array([width / frame.image.shape[1], height / frame.image.shape[0]])
+    return pinhole_rays(k, frame.image.shape[:2], (height, width))
+
+
+def pinhole_rays(intrinsics: np.ndarray, image: tuple[int, ...], size: tuple[int, ...]) -> np.ndarray:
+    """Unit rays, H x W x 3, of a camera of images of one size through the pixels of a map of another."""
+    (height, width), k = size, intrinsics
     v, u = np.meshgrid(np.arange(height) + 0.5, np.arange(width) + 0.5, indexing="ij")
-    x, y = (u / scale[0] - k[0, 2]) / k[0, 0], (v / scale[1] - k[1, 2]) / k[1, 1]
+    x = (u * image[1] / width - k[0, 2]) / k[0, 0]
+    y = (v * image[0] / height - k[1, 2]) / k[1, 1]
     rays = np.stack([x, y, np.ones_like(x)], axis=-1)
     return rays / np.linalg.norm(rays, axis=-1, keepdims=True)
 

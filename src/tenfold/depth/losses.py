@@ -226,8 +226,8 @@ def local_ssi(
     reach = side // 2
     patches = []
     for image, centres in enumerate(cells):
-        cut = [_patches(maps[image, 0], centres, reach, side) for maps in (one, two, mask.to(one.dtype))]
-        patches.append(_mean_over_patches(compare, *cut))
+        p, t, m = (_patches(maps[image, 0], centres, reach, side) for maps in (one, two, mask.to(one.dtype)))
+        patches.append(_mean_over_patches(compare, p, t, m))
     local = torch.stack(patches)
     if recipe == "paper":
         return local

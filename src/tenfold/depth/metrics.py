@@ -7,7 +7,7 @@ Definitions are those of the official evaluation code, whose peculiarities are k
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -226,7 +226,7 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float((a * b).sum() / scale) if scale else 0.0
 
 
-def mean_metrics(images: list[Mapping[str, float]]) -> dict[str, float]:
+def mean_metrics(images: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Mean of each metric over the images that have it."""
     names = dict.fromkeys(name for metrics in images for name in metrics)
     return {name: float(np.mean([metrics[name] for metrics in images if name in metrics])) for name in names}

@@ -144,7 +144,7 @@ class TestSet:
     rays: Tensor
 
 
-def test_set(name: str, size: tuple[int, int], count: int = TEST_IMAGES) -> TestSet:
+def test_set(name: str, size: tuple[int, int], count: int) -> TestSet:
     """The rendered test set of this name."""
     height, width = (size[0] * 4 // 3, size[1] * 5 // 4) if name == RESIZED else size
     random = np.random.default_rng((TEST_SEED, list(BANDS).index(name) if name in BANDS else len(BANDS)))
@@ -319,7 +319,7 @@ def reproduce(
         raise UserError("give at least one seed, and none below 0")
     check_writable(output.parent)
     started = time.time()
-    tests = {name: test_set(name, config.size) for name in (*BANDS, FISHEYE)}
+    tests = {name: test_set(name, config.size, TEST_IMAGES) for name in (*BANDS, FISHEYE)}
     scores: list[Score] = []
     for seed in config.seeds:
         data: RenderedPairs | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,17 @@ from tenfold.depth.config import Recipe, SceneConfig, TrainConfig, UniDepthV2Con
 from tenfold.depth.data import Entry, FrameViews
 from tenfold.depth.metrics import depth_metrics, mean_metrics
 from tenfold.depth.model import Prediction, UniDepthV2
+from tenfold.depth.preprocessing import DEVIATION, MEAN
 from tenfold.depth.simulate import add_noise, random_scenes, render
 
-IMAGE_MEAN, IMAGE_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 UNTRAINED = ("register_tokens", "mask_token")  # stored by the layout, used by nothing
 VALIDATION_SEED = 20_000  # of rooms that training never sees
+VALIDATION_IMAGES = 32
 
 
 def normalised(image: Tensor) -> Tensor:
     """B x 3 x H x W in [0, 1] as the networks want it."""
-    return (image - image.new_tensor(IMAGE_MEAN)[:, None, None]) / image.new_tensor(IMAGE_DEVIATION)[:, None, None]
+    return (image - image.new_tensor(MEAN)[:, None, None]) / image.new_tensor(DEVIATION)[:, None, None]
 
 
 class RoomViews:
@@ -195,11 +196,11 @@ def freeze_unused(model: nn.Module) -> None:
 class RoomValidation:
     """Scores on rendered rooms that training does not see: the camera given, and the own one."""
 
-    def __init__(self, config: TrainConfig, scenes: SceneConfig, images: int = 32) -> None:
-        from dataclasses import replace
-
+    def __init__(self, config: TrainConfig, scenes: SceneConfig) -> None:
         held_out = replace(config, seed=VALIDATION_SEED, sizes=config.sizes[:1])
-        self.batches = [RoomViews(held_out, scenes).batch(range(start, start + 8)) for start in range(0, images, 8)]
+        self.batches = [
+            RoomViews(held_out, scenes).batch(range(start, start + 8)) for start in range(0, VALIDATION_IMAGES, 8)
+        ]
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
