@@ -96,7 +96,7 @@ def test_each_arm_learns(arm):
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
-        totals.append(float(total))
+        totals.append(float(total.detach()))
     assert totals[-1] < 0.7 * totals[0]
 
 
@@ -111,24 +111,19 @@ def test_the_test_sets_are_what_their_names_say():
     assert (shifted[:, 0, :, 7] + shifted[:, 0, :, 8]).abs().max() > 0.02
     assert experiment.test_set(RESIZED, (12, 16), 1).image.shape[2:] == (16, 20)
     fisheye = experiment.test_set(FISHEYE, (12, 16), 1).rays
-    assert 130 < float(torch.rad2deg(torch.acos((fisheye[0, :, 6, 0] * fisheye[0, :, 6, -1]).sum()))) < 145
+    assert 125 < float(torch.rad2deg(torch.acos((fisheye[0, :, 6, 0] * fisheye[0, :, 6, -1]).sum()))) < 145
 
 
 def scores_of(plain: float, given: float, own_error: float, silog: float) -> list[Score]:
     rows = []
     for test in (INSIDE, NARROW, WIDE):
         same = {"arel": 0.1, "silog": silog}
+        flat = {"d1": plain, "error_3d_m": 1.0, "ray_error_deg": 5.0, "arel": 0.1, "silog": 10.0}
         rows += [
             Score(PLAIN, 0, "mean", test, {"d1": plain, "error_3d_m": 1.0, "ray_error_deg": 10.0, **same}),
             Score(SPHERICAL, 0, "given", test, {"d1": given, "error_3d_m": 0.5, "ray_error_deg": 0.0, **same}),
             Score(SPHERICAL, 0, "own", test, {"d1": plain, "error_3d_m": own_error, "ray_error_deg": 5.0, **same}),
-            Score(
-                CARTESIAN,
-                0,
-                "own",
-                test,
-                {"d1": plain, "error_3d_m": 1.0, "ray_error_deg": 5.0, "arel": 0, "silog": 10},
-            ),
+            Score(CARTESIAN, 0, "own", test, flat),
         ]
     return rows
 

@@ -114,7 +114,8 @@ def test_every_trained_parameter_gets_a_gradient(recipe):
     torch.manual_seed(1)
     total, terms = make_loss(replace(SETTINGS, recipe=recipe, given_share=0.0))(network, batch)
     assert set(terms) == set(WEIGHTS[recipe])
-    assert total == pytest.approx(sum(WEIGHTS[recipe][name] * float(value) for name, value in terms.items()), rel=1e-5)
+    expected = sum(WEIGHTS[recipe][name] * float(value) for name, value in terms.items())
+    assert float(total.detach()) == pytest.approx(expected, rel=1e-5)
     total.backward()
     without = [name for name, p in network.named_parameters() if p.requires_grad and p.grad is None]
     assert without == []
@@ -207,12 +208,15 @@ def test_settings_that_cannot_be_are_refused(change, words):
 # ---------------------------------------------------------------- runs
 
 
-def test_training_lowers_the_loss(tmp_path):
-    settings = replace(SETTINGS, steps=50, learning_rate=3e-3, checkpoint_every=0, given_share=1.0)
+def test_training_lowers_the_loss(tmp_path, monkeypatch):
+    """On one batch again and again, which even this network can learn."""
+    real = RoomViews.batch
+    monkeypatch.setattr(RoomViews, "batch", lambda self, indices: real(self, range(len(indices))))
+    settings = replace(SETTINGS, steps=40, learning_rate=3e-3, checkpoint_every=0, given_share=1.0)
     result, _ = train(replace(TINY, train=settings), tmp_path / "run", device="cpu")
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     depth = [row["depth"] for row in rows if "depth" in row]
-    assert result.finished and depth[-1] < 0.7 * depth[0]
+    assert result.finished and depth[-1] < 0.6 * depth[0]
     assert 0 <= result.metrics["eval/given_d1"] <= 1 and math.isfinite(result.metrics["eval/own_silog"])
 
 

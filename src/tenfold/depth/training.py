@@ -123,8 +123,8 @@ def loss_terms(
     """
     mask = depth > 0
     known = torch.where(mask, depth, torch.ones_like(depth))
-    # Points on rays that look sideways have next to no z; no pinhole camera has any.
-    guess = prediction.points[:, 2:].clamp_min(1e-3)
+    # The rays are detached, or errors of depth would turn the camera: the two outputs stay apart (V1 section 3.4).
+    guess = (prediction.rays[:, 2:].detach() * prediction.radius).clamp_min(1e-3)
     height, width = image.shape[-2:]
     own_rays = pinhole_rays(prediction.intrinsics, height, width)
     everywhere = torch.ones_like(mask)
