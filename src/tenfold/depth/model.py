@@ -107,9 +107,9 @@ class UniDepthV2(nn.Module):
         if rays is None:
             rays = pinhole_rays(intrinsics, height, width)
         features, fine = self.decode(maps, rays.detach(), grid)
-        log_radius = self.depth_head(fine, (height, width)).clamp(-LOG_BOUND, LOG_BOUND) + LOG_RADIUS_SHIFT
-        log_error = self.error_head(fine, (height, width)).clamp(-LOG_BOUND, LOG_BOUND) if error else None
-        return Prediction(log_radius, log_error, rays, intrinsics, features)
+        heads = [self.depth_head, self.error_head] if error else [self.depth_head]
+        raw = [each.clamp(-LOG_BOUND, LOG_BOUND) for each in run_heads(heads, fine, (height, width))]
+        return Prediction(raw[0] + LOG_RADIUS_SHIFT, raw[1] if error else None, rays, intrinsics, features)
 
     def predict_intrinsics(self, image: Tensor) -> Tensor:
         """Only the camera, B x 3 x 3, which needs no decoder; `image` as in `forward`."""
@@ -206,5 +206,31 @@ class DenseHead(nn.Module):
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """B x C x h x w -> B x 1 x H x W."""
         x = self.linear(self.norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
-        x = F.interpolate(self.low(x), size, mode="bilinear", align_corners=True)
+        return self.finish(self.low(x), size)
+
+    def finish(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """After the coarse convolution: B x C / 2 x h x w -> B x 1 x H x W."""
+        x = F.interpolate(x, size, mode="bilinear", align_corners=True)
         return self.out(F.leaky_relu(self.high(x), 0.01))
+
+    def merged(self) -> tuple[Tensor, Tensor]:
+        """Norm's gain, linear layer and coarse convolution as one convolution of normalised features.
+
+        There is nothing between them, and a map that is linear in each pixel commutes with padding by reflection.
+        """
+        gained = self.linear.weight * self.norm.weight
+        offset = self.linear.bias + self.linear.weight @ self.norm.bias
+        weight = torch.einsum("omyx,mc->ocyx", self.low.weight, gained)
+        assert self.low.bias is not None
+        return weight, self.low.bias + self.low.weight.sum((2, 3)) @ offset
+
+
+def run_heads(heads: list[DenseHead], x: Tensor, size: tuple[int, int]) -> list[Tensor]:
+    """Each head's B x 1 x H x W. Without gradients they share one norm and one convolution."""
+    if torch.is_grad_enabled():
+        return [head(x, size) for head in heads]
+    parts = [head.merged() for head in heads]
+    weight, bias = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+    normed = F.layer_norm(x.permute(0, 2, 3, 1), (x.shape[1],)).permute(0, 3, 1, 2)
+    coarse = F.conv2d(F.pad(normed, (1, 1, 1, 1), mode="reflect"), weight, bias)
+    return [head.finish(part, size) for head, part in zip(heads, coarse.chunk(len(heads), dim=1), strict=True)]

@@ -25,6 +25,7 @@ CameraLike: TypeAlias = "Camera | str | Path | None"
 Source = Literal["predicted", "given", "exif"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
+PICTURE_SUFFIXES = images.READABLE_SUFFIXES | {".heic", ".heif", ".avif"}
 MIN_SIDE = preprocessing.PATCH
 MAX_ASPECT = 20
 SHARED_CAMERA_FRAMES = 16
@@ -349,7 +350,7 @@ def _to_picture(image: ImageLike) -> Picture:
 
 def read_picture(path: str | Path) -> Picture:
     """`core.images.read`, and HEIC where pillow-heif is installed."""
-    if Path(path).suffix.lower() not in (".heic", ".heif", ".avif"):
+    if Path(path).suffix.lower() not in PICTURE_SUFFIXES - images.READABLE_SUFFIXES:
         return images.read(path)
     try:
         import pillow_heif
