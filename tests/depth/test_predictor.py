@@ -215,7 +215,7 @@ def test_a_camera_comes_back_through_both_ways(size: tuple[int, int]) -> None:
 
 def test_rays_of_a_large_image_are_computed_in_parts_alike() -> None:
     camera = Camera("eucm", (60.0, 60.0, 48.0, 36.0, 0.6, 1.1))
-    params = torch.tensor([camera.params])
+    params = torch.tensor([camera.params], dtype=torch.float64)
     expected = cameras.rays("eucm", params, 40, 1100)[0].permute(1, 2, 0).numpy()
     np.testing.assert_allclose(camera_rays(camera, 40, 1100), expected, atol=1e-7)
     tall = camera_rays(camera, 3000, 400)

@@ -81,7 +81,8 @@ def pinhole_rays(intrinsics: Tensor, height: int, width: int) -> Tensor:
     v = torch.arange(height, device=intrinsics.device, dtype=intrinsics.dtype) + 0.5
     x = ((u[None, None, :] - k[:, 0, 2]) / k[:, 0, 0]).expand(-1, height, -1)
     y = ((v[None, :, None] - k[:, 1, 2]) / k[:, 1, 1]).expand(-1, -1, width)
-    return F.normalize(torch.stack([x, y, torch.ones_like(x)], dim=1), dim=1)
+    z = (x * x + y * y + 1).rsqrt()
+    return torch.stack([x * z, y * z, z], dim=1)
 
 
 def crop(model: str, params: Tensor, left: float, top: float, right: float = 0.0, bottom: float = 0.0) -> Tensor:

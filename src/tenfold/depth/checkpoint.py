@@ -246,7 +246,7 @@ def _infer_v2(shapes: Mapping[str, tuple[int, ...]], given: _Settings) -> UniDep
         heads=int(given.get("model.num_heads", 8)),
         expansion=shapes[f"{decoder}prompt_camera.0.layers.0.mlp.proj1.weight"][0] // hidden,
         units=tuple(_count(shapes, rf"pixel_decoder\.depth_layer\.ups\.{stage}\.convs\.(\d+)\.") for stage in range(3)),
-        min_width=widths[-1],
+        min_width=widths[-1] if widths[-1] > hidden // 4 else hidden // 8,  # where it shows, else as released
         kernel=shapes[f"{decoder}ups.0.convs.0.conv1.weight"][-1],
         camera_gain="pixel_decoder.camera_layer.aggregate1.ls1.gamma" in shapes,
         sizes=SizePolicy(

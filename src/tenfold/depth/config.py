@@ -156,7 +156,7 @@ TINY = UniDepthV2Config(
     ViTConfig(96, 6, 3, (1, 3, 4, 6), grid=16),
     hidden=64,
     heads=4,
-    min_width=16,
+    min_width=8,
     sizes=SizePolicy(pixels_min=6_000, pixels_max=9_000),
 )
 

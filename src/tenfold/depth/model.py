@@ -173,7 +173,7 @@ class ResidualUnit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """B x C x H x W -> the same."""
         moved = self.conv1(F.leaky_relu(x, 0.01))
-        moved = self.conv2(F.leaky_relu(moved, 0.01))
+        moved = self.conv2(F.leaky_relu(moved, 0.01, inplace=True))
         return x + self.gain * moved
 
 
@@ -211,7 +211,7 @@ class DenseHead(nn.Module):
     def finish(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """After the coarse convolution: B x C / 2 x h x w -> B x 1 x H x W."""
         x = F.interpolate(x, size, mode="bilinear", align_corners=True)
-        return self.out(F.leaky_relu(self.high(x), 0.01))
+        return self.out(F.leaky_relu(self.high(x), 0.01, inplace=True))
 
     def merged(self) -> tuple[Tensor, Tensor]:
         """Norm's gain, linear layer and coarse convolution as one convolution of normalised features.
