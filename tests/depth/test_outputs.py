@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -11,10 +13,12 @@ from PIL import Image
 
 from tenfold.cli import main
 from tenfold.core import images
-from tenfold.core.console import UserError
+from tenfold.core.console import UserError, to_jsonable
 from tenfold.core.video import VideoReader, VideoWriter
 from tenfold.depth import checkpoint, onnx_file, outputs, view
 from tenfold.depth.predictor import Depth, DepthEstimator
+
+SCHEMAS = Path(__file__).parents[2] / "docs" / "schemas"
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +102,7 @@ def test_predict_writes_and_reports(weights, tmp_path, capsys) -> None:
         == 0
     )
     report = json.loads(capsys.readouterr().out)
+    jsonschema.validate(report, json.loads((SCHEMAS / "depth-predict.json").read_text()))
     assert report["done"] == 1
     assert report["files"][0]["fov_x_deg"] == pytest.approx(58, abs=0.1)
     assert {path.name for path in tmp_path.iterdir()} == {"office_depth.png", "office_color.png", "office.json"}
@@ -166,6 +171,7 @@ def test_a_film_becomes_a_film_and_its_camera(weights, tmp_path) -> None:
 def test_onnx_is_the_network_at_sizes_it_was_not_exported_at(tmp_path, rays: bool, error: bool) -> None:
     pytest.importorskip("onnxruntime")
     result = onnx_file.write(tiny_network(), tmp_path / "a.onnx", ((84, 112), (56, 98), (112, 70)), rays, error)
+    jsonschema.validate(to_jsonable(result), json.loads((SCHEMAS / "depth-export.json").read_text()))
     assert result.max_relative_difference < 1e-4
     assert result.inputs == (("image", "rays") if rays else ("image",))
     assert ("error_m" in result.outputs) == error
