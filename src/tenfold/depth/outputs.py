@@ -158,15 +158,18 @@ def describe(result: Depth) -> dict[str, Any]:
         "camera_source": result.camera_source,
         "intrinsics": None if k is None else k.tolist(),
         "predicted_intrinsics": result.predicted_intrinsics.tolist(),
-        "fov_x_deg": fov_x_deg(result.rays),
+        "fov_x_deg": fov_x_deg(result),
         "depth_m": {"p01": low, "median": middle, "p99": high},
     }
 
 
-def fov_x_deg(rays: np.ndarray) -> float:
-    """Angle between the rays at the ends of the middle row, degrees; up to 360 for all-round cameras."""
-    row = rays[rays.shape[0] // 2]
-    steps = np.arccos(np.clip((row[1:] * row[:-1]).sum(-1, dtype=np.float64), -1, 1))
+def fov_x_deg(result: Depth) -> float:
+    """Horizontal field of view, degrees; up to 360 for all-round cameras, for which the middle row's rays are added."""
+    if result.intrinsics is not None:
+        width, k = result.depth_m.shape[1], result.intrinsics
+        return float(np.degrees(np.arctan((width - k[0, 2]) / k[0, 0]) + np.arctan(k[0, 2] / k[0, 0])))
+    row = result.rays[result.rays.shape[0] // 2].astype(np.float64)
+    steps = np.arccos(np.clip((row[1:] * row[:-1]).sum(-1), -1, 1))
     return float(np.degrees(steps.sum() * len(row) / max(1, len(row) - 1)))
 
 

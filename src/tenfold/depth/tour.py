@@ -38,7 +38,7 @@ def tour(workdir: Path) -> Station:
     alone = estimator.predict(picture)
     seconds = time.perf_counter() - start
     told = estimator.predict(picture, intrinsics=np.array(INTRINSICS))
-    true_fov = fov_x_deg(told.rays)
+    true_fov = fov_x_deg(told)
     return Station(
         room="depth",
         title="UniDepth: metric depth, points and the camera from one picture",
@@ -47,7 +47,7 @@ def tour(workdir: Path) -> Station:
         "cameras that it has not seen, and uses the true camera where that is known.",
         command="tenfold depth predict photo.jpg -o out/ --format png16 ply json",
         figures=[
-            Figure("Field of view seen", f"{fov_x_deg(alone.rays):.1f}", "degrees", f"true: {true_fov:.1f}"),
+            Figure("Field of view seen", f"{fov_x_deg(alone):.1f}", "degrees", f"true: {true_fov:.1f}"),
             Figure("Median depth, camera predicted", f"{np.median(alone.depth_m):.2f}", "m", _given(told)),
             Figure("Time", f"{seconds:.2g}", "s", f"{picture.shape[1]} x {picture.shape[0]}, {_threads()}"),
         ],
