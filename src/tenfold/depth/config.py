@@ -302,7 +302,7 @@ RECIPES = {
     "tenfold-depth-tiny": Recipe(
         TINY,
         TrainConfig(
-            steps=3000,
+            steps=1500,
             batch_size=8,
             sizes=((70, 98), (84, 84), (56, 112)),
             recipe="paper",
