@@ -155,9 +155,9 @@ class CameraHead(nn.Module):
         for block in self.blocks:
             x = block(x, position=self.positions)
         raw = self.out(x)[..., 0]
-        diagonal = (height**2 + width**2) ** 0.5
+        diagonal = torch.sym_sqrt(height * height + width * width)  # sizes are symbols when the network is exported
         focal = 0.7 * diagonal * raw[:, :2].exp()
-        centre = raw[:, 2:].sigmoid() * raw.new_tensor([float(width), float(height)])
+        centre = torch.stack([raw[:, 2].sigmoid() * width, raw[:, 3].sigmoid() * height], dim=1)
         return intrinsics_of(torch.cat([focal, centre], dim=1))
 
 

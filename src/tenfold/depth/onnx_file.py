@@ -100,9 +100,9 @@ def write(
         examples.append((image, cameras.rays("pinhole", k, height, width)) if given_rays else (image,))
     inputs = ("image", "rays") if given_rays else ("image",)
     names = ("depth_m" if v1 else "radius_m", "intrinsics", "rays_out", *(() if v1 or not error else ("error_m",)))
-    free = torch.export.Dim.DYNAMIC
     # Heights and widths are multiples of the patch: the exporter is told so, and needs no guard for it.
-    axes = {0: free, 2: free, 3: free} if dynamic else None
+    rows, columns = (torch.export.Dim(name, min=2, max=400) for name in ("rows", "columns"))
+    axes = {0: torch.export.Dim("batch"), 2: PATCH * rows, 3: PATCH * columns} if dynamic else None
     with atomic_write(path) as temporary:
         onnx.export_onnx(
             graph,

@@ -180,11 +180,11 @@ def colormap(depth: np.ndarray, bounds: tuple[float, float] | None = None) -> np
         depth: metres.
         bounds: nearest and farthest that the colours tell apart; by default the 2nd and 98th percentile.
     """
-    from matplotlib import colormaps
+    import cv2
 
     logarithm = np.log(np.clip(depth, 1e-3, 1e5))
     low, high = np.percentile(logarithm, (2, 98)) if bounds is None else np.log(bounds)
-    table = (colormaps["turbo_r"](np.linspace(0, 1, 256))[:, :3] * 255).round().astype(np.uint8)
+    table = cv2.applyColorMap(np.arange(255, -1, -1, dtype=np.uint8)[:, None], cv2.COLORMAP_TURBO)[:, 0, ::-1]
     return table[((logarithm - low) / max(high - low, 1e-6) * 255).clip(0, 255).astype(np.uint8)]
 
 
