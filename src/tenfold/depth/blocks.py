@@ -138,11 +138,12 @@ def ray_angles_embedding(rays: Tensor, height: int, width: int, channels: int) -
     polar = torch.acos(z.clamp(-1, 1))
     # A ray straight up or down has no azimuth; the release keeps |x| above this bound, and 0 counts as positive.
     azimuth = torch.atan2(y, torch.where(x < 0, -1.0, 1.0) * x.abs().clamp_min(1e-3))
-    highest = torch.sym_max(height, width) // 2  # sizes are symbols when the network is exported
+    none = polar.new_zeros(())  # sizes as tensors, since they are symbols when the network is exported
+    highest = (torch.maximum(none + height, none + width) / 2).floor()
     return torch.cat([fourier(angle, channels // 2, highest) for angle in (polar, azimuth)], dim=-1)
 
 
-def fourier(values: Tensor, bands: int, highest: float) -> Tensor:
+def fourier(values: Tensor, bands: int, highest: float | Tensor) -> Tensor:
     """sin(pi f x) for `bands` frequencies f, evenly spaced in the logarithm from 1 to `highest`: ... x bands."""
     share = torch.linspace(0.0, 1.0, bands, device=values.device, dtype=values.dtype)
     octaves = share * (values.new_zeros(()) + highest).log2()

@@ -155,7 +155,8 @@ class CameraHead(nn.Module):
         for block in self.blocks:
             x = block(x, position=self.positions)
         raw = self.out(x)[..., 0]
-        diagonal = torch.sym_sqrt(height * height + width * width)  # sizes are symbols when the network is exported
+        # As tensors, since sizes are symbols when the network is exported.
+        diagonal = (raw.new_zeros(()) + (height * height + width * width)).sqrt()
         focal = 0.7 * diagonal * raw[:, :2].exp()
         centre = torch.stack([raw[:, 2].sigmoid() * width, raw[:, 3].sigmoid() * height], dim=1)
         return intrinsics_of(torch.cat([focal, centre], dim=1))
