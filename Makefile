@@ -65,3 +65,4 @@ weights: $(STAMP)
 	$(BIN)/python scripts/superres_images.py runs/superres-images
 	set -e; for scale in 2 4; do $(BIN)/tenfold superres train runs/superres-images/train -o runs/tenfold-x$$scale \
 		--recipe tenfold-x$$scale --validation runs/superres-images/validation; done
+	$(BIN)/tenfold depth train -o runs/tenfold-depth-tiny --recipe tenfold-depth-tiny

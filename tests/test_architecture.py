@@ -144,6 +144,26 @@ FURTHER["llm"] = {
     "verb_inputs.py": "what several verbs take",
     "vllm_plugin.py": "what vLLM asks when it starts",
 }
+FURTHER["depth"] = {
+    "blocks.py": "attention, embeddings and resizing that both networks share",
+    "cameras.py": "camera models: pixels to rays and back",
+    "camera_input.py": "the camera that a user gives: files, fields of view, EXIF",
+    "encoders.py": "DINOv2's transformer and ConvNeXt",
+    "model_v1.py": "the first version's network",
+    "preprocessing.py": "which size a network sees, and the way there and back",
+    "outputs.py": "what a result becomes on disk",
+    "view.py": "results to look at: a turnable cloud, a page, viser",
+    "batch.py": "many files: names, failures, reports",
+    "onnx_file.py": "a network as an ONNX file, checked",
+    "losses.py": "the terms of both training recipes",
+    "metrics.py": "depth, clouds, cameras, uncertainty: arrays of one image to numbers",
+    "simulate.py": "rooms and how they look through any camera",
+    "rooms.py": "rendered rooms as files",
+    "readers.py": "datasets with depth pictures, as they lie on the disk",
+    "driving.py": "datasets whose depth is projected from a lidar",
+    "ablation.py": "the networks that reproduce compares",
+    "training_verbs.py": "the verbs that train, make data and measure",
+}
 DATA_FOLDERS = {"weights", "assets"}
 # Rooms that may use another room: pruning prunes the models of llm.
 MAY_USE = {"pruning": {"llm"}}

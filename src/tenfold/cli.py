@@ -37,6 +37,7 @@ ROOMS: dict[str, str] = {
     "superres": "HiT-SR: enlarge images and video (hierarchical transformer super-resolution)",
     "llm": "Pangu Ultra: pre-train and run deep dense language models (depth-scaled sandwich norm)",
     "planner": "Pangu Ultra MoE: simulate and search training layouts of large models",
+    "depth": "UniDepth: metric depth, 3D points and the camera from one picture",
     "agent": "DeepDiver: an agent that searches, doubts, verifies and cites, over local documents or the web",
 }
 
