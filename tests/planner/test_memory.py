@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tenfold.planner import evaluation
 from tenfold.planner.config import Cluster, Model, Plan
-from tenfold.planner.memory import BUCKET, activation_bytes, choose_items
+from tenfold.planner.memory import BUCKET, _pieces, activation_bytes, choose_items
 from tenfold.planner.operators import plan_vector
 from tenfold.planner.predictor import simulate
 from tenfold.planner.shapes import shape_vector
@@ -98,3 +98,25 @@ def test_expert_state_is_sharded_over_the_expert_grid_only() -> None:
     model, cluster = Model.preset("qwen3-235b-a22b"), Cluster.preset("h100", 256)
     one, two = (simulate(model, cluster, Plan(pp=8, ep=ep, gbs=512, seq=4096, noop_slots=2)) for ep in (4, 8))
     assert one.memory[1].weights > 1.5 * two.memory[1].weights
+
+
+def test_one_layer_may_be_made_again_and_another_of_the_same_item_moved() -> None:
+    # Three layers of 15 buckets, 23 to free, room on the host for one: one moves, one is made again.
+    bucket = float(BUCKET)
+    choice = choose_items((15 * bucket,), (1.0,), (3,), 23 * bucket, 29 * bucket)
+    assert choice is not None
+    assert (choice.recompute, choice.swap) == ((1,), (1,))
+
+
+@settings(max_examples=60, deadline=None)
+@given(count=st.integers(0, 80), ways=st.sampled_from([2, 3]), data=st.data())
+def test_pieces_of_an_item_can_be_dealt_in_any_shares(count: int, ways: int, data: st.DataObject) -> None:
+    pieces = _pieces(count, ways)
+    first = data.draw(st.integers(0, count))
+    heaps = [first, count - first]
+    if ways == 3:
+        second = data.draw(st.integers(0, count - first))
+        heaps = [first, second, count - first - second]
+    for piece in pieces:
+        heaps[heaps.index(max(heaps))] -= piece
+    assert heaps == [0] * ways

@@ -31,6 +31,21 @@ def test_a_breakdown_adds_up_to_the_step() -> None:
         assert sum(estimate.breakdown.values()) == pytest.approx(estimate.step_seconds, rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    [
+        ("llama3-8b", {"schedule": "dualpipev"}),  # no all-to-all at all
+        ("llama3-8b", {"schedule": "dualpipe", "vpp": 1}),
+        ("qwen3-30b-a3b", {"schedule": "adaptive", "ep": 1}),
+        ("deepseek-v3-nomtp", {"schedule": "dualpipev", "ep": 1, "noop_slots": 3, "pp": 16, "gbs": 64}),  # host-bound
+    ],
+)
+def test_pairs_hide_no_more_all_to_all_than_there_is(model: str, changes: dict) -> None:
+    estimate = run(model, **changes)
+    assert estimate.breakdown.get("expert all-to-all", 0.0) >= 0
+    assert sum(estimate.breakdown.values()) == pytest.approx(estimate.step_seconds, rel=1e-6)
+
+
 def test_figures_of_an_estimate_agree_with_each_other() -> None:
     e = run()
     assert e.tokens_per_s_per_device == pytest.approx(64 * 8192 / e.step_seconds / 64)

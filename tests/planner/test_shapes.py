@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,9 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tenfold.core.console import UserError
-from tenfold.planner.config import Model
+from tenfold.planner import simulate
+from tenfold.planner.config import Cluster, Model, Plan
 from tenfold.planner.data import load_model, model_from_hf, model_names, model_preset, read_rows
-from tenfold.planner.shapes import flops_per_token, parameters, shape_vector, stacked
+from tenfold.planner.export import launch_flags
+from tenfold.planner.shapes import attention_weights, flops_per_token, parameters, shape_vector, stacked
+from tenfold.planner.validity import check_plan
 
 
 def test_parameters_of_all_models_agree_with_the_table(planner_data: Path) -> None:
@@ -97,6 +101,93 @@ def test_a_hugging_face_config_gives_the_preset(config: dict, preset: str) -> No
     imported, known = model_from_hf(config), model_preset(preset)
     assert parameters(imported, mtp=True) == parameters(known, mtp=True)
     assert flops_per_token(imported, 4096) == flops_per_token(known, 4096)
+
+
+# Families whose config.json leaves out what its class knows: parameters of the released checkpoints without biases and
+# learned positions.
+FAMILIES = [
+    (
+        {
+            **DEEPSEEK_CONFIG,
+            **{"model_type": "deepseek_v2", "hidden_size": 2048, "intermediate_size": 10944, "num_hidden_layers": 27},
+            **{"moe_intermediate_size": 1408, "num_attention_heads": 16, "n_routed_experts": 64, "n_shared_experts": 2},
+            **{"num_experts_per_tok": 6, "first_k_dense_replace": 1, "q_lora_rank": None, "vocab_size": 102400},
+            "num_nextn_predict_layers": 0,
+        },
+        15_706_484_224,  # DeepSeek-V2-Lite: queries without a latent
+    ),
+    (
+        {
+            **{"model_type": "gemma2", "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26},
+            **{"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 256000},
+        },
+        2_614_341_888,
+    ),
+    (
+        {
+            **{"model_type": "falcon", "hidden_size": 4544, "num_hidden_layers": 32, "num_attention_heads": 71},
+            **{"vocab_size": 65024, "multi_query": True, "new_decoder_architecture": False},
+        },
+        6_921_720_704,
+    ),
+    ({"model_type": "gptj", "n_embd": 4096, "n_layer": 28, "n_head": 16, "vocab_size": 50400}, 6_050_882_784),
+    (
+        {
+            **{"model_type": "starcoder2", "hidden_size": 4608, "intermediate_size": 18432, "num_hidden_layers": 32},
+            **{"num_attention_heads": 36, "num_key_value_heads": 4, "vocab_size": 49152},
+        },
+        7_173_923_840,
+    ),
+    (
+        {
+            **{"model_type": "dbrx", "d_model": 6144, "n_layers": 40, "n_heads": 48, "vocab_size": 100352},
+            "attn_config": {"kv_n_heads": 8},
+            "ffn_config": {"ffn_hidden_size": 10752, "moe_num_experts": 16, "moe_top_k": 4},
+        },
+        131_596_523_520,
+    ),
+    (
+        {
+            "model_type": "llama4",
+            "text_config": {
+                **{"model_type": "llama4_text", "hidden_size": 5120, "intermediate_size": 8192, "vocab_size": 202048},
+                **{"num_hidden_layers": 48, "num_attention_heads": 40, "num_key_value_heads": 8, "head_dim": 128},
+                **{"num_local_experts": 128, "num_experts_per_tok": 1, "interleave_moe_layer_step": 2},
+                "intermediate_size_mlp": 16384,
+            },
+        },
+        400_710_000_000,  # Maverick: every second layer is MoE
+    ),
+]
+
+
+@pytest.mark.parametrize(("config", "released"), FAMILIES)
+def test_families_that_leave_things_unsaid_have_their_released_size(config: dict, released: int) -> None:
+    imported = model_from_hf(config)
+    assert parameters(imported) == pytest.approx(released, rel=1e-3)
+    check_plan(imported, Cluster.preset("h100", 8), Plan(gbs=8))
+
+
+def test_queries_without_a_latent_are_one_matrix() -> None:
+    model = model_from_hf(FAMILIES[0][0])
+    query = 2048 * 16 * 192
+    rest = 2048 * (512 + 64) + 512 * 16 * (128 + 128) + 16 * 128 * 2048
+    assert attention_weights(model) == query + rest
+    assert "--q-lora-rank 0" not in launch_flags("megatron", model, Cluster.preset("h100", 8), Plan(gbs=8))
+    plain = simulate(model, Cluster.preset("h100", 8), Plan(gbs=8, ep=8))
+    latent = simulate(dataclasses.replace(model, q_lora=8), Cluster.preset("h100", 8), Plan(gbs=8, ep=8))
+    assert plain.step_seconds > latent.step_seconds
+
+
+def test_a_list_of_moe_layers_is_counted() -> None:
+    config = {**DEEPSEEK_CONFIG, "moe_layer_freq": [0] * 5 + [1] * 56, "first_k_dense_replace": None}
+    assert model_from_hf(config).moe_layers == 56
+
+
+@pytest.mark.parametrize(("key", "value"), [("intermediate_size", "many"), ("head_dim", 0.5), ("n_routed_experts", -1)])
+def test_a_config_with_a_value_of_another_kind_names_it(key: str, value: object) -> None:
+    with pytest.raises(UserError, match=f"{key} is .*expected a whole number"):
+        model_from_hf({**LLAMA_CONFIG, key: value})
 
 
 def test_a_config_without_a_needed_key_names_it() -> None:

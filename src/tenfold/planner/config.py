@@ -51,7 +51,7 @@ class Model:
         expert_groups: groups from which a grouped router takes equal shares of the top-k (0: no groups).
         first_dense: leading layers that are dense in a MoE model.
         mtp: multi-token-prediction layers.
-        q_lora, kv_lora, qk_nope, qk_rope, v_head: MLA widths.
+        q_lora, kv_lora, qk_nope, qk_rope, v_head: MLA widths (q_lora 0: queries without a latent).
         window: sliding-window length in tokens (0: full causal attention).
         window_every: every how many layers one is windowed.
         sandwich_norm: two more norms a layer.

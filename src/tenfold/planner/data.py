@@ -117,7 +117,7 @@ def load_model(name_or_path: str) -> Model:
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml", ".json") or path.is_file():
         values = _read_mapping(path)
-        if "hidden_size" in values or "n_embd" in values or "d_model" in values:
+        if any(key in values for key in ("hidden_size", "n_embd", "d_model", "text_config")):
             model = model_from_hf(values, where=str(path), name=path.parent.name or path.stem)
         else:
             model = build(Model, {"name": path.stem, **values}, str(path))
@@ -175,13 +175,31 @@ def _pick(values: dict[str, Any], *names: str, default: Any = None) -> Any:
     return next((values[name] for name in names if values.get(name) is not None), default)
 
 
+# What the configuration classes of these families leave unsaid.
+_UNGATED = (
+    *("gpt2", "gpt_neo", "gpt_neox", "gptj", "codegen", "gpt_bigcode", "starcoder2", "mpt", "opt", "bloom", "falcon"),
+    *("nemotron", "phi", "persimmon"),
+)
+_TIED = (
+    *("gpt2", "gpt_neo", "gpt_bigcode", "starcoder2", "mpt", "opt", "bloom", "falcon", "gemma", "gemma2", "gemma3"),
+    *("gemma3_text", "cohere", "cohere2"),
+)
+_SANDWICH = ("gemma2", "gemma3", "gemma3_text")
+
+
 def model_from_hf(values: dict[str, Any], where: str = "config.json", name: str = "imported") -> Model:
-    """A `Model` from a Hugging Face config.json (Llama, Qwen, Mixtral, DeepSeek, Kimi, openPangu, GPT-OSS, OLMoE,
-    GPT-2/NeoX/MPT).
+    """A `Model` from a Hugging Face config.json (Llama, Qwen, Mixtral, DeepSeek, Kimi, GLM, openPangu, GPT-OSS, OLMoE,
+    DBRX, Gemma, Falcon, StarCoder, GPT-2/J/NeoX, OPT, BLOOM, MPT; of a model for pictures its text part).
+
+    MoE layers that alternate with dense ones are counted exactly, but laid out as if the dense ones came first. Learned
+    positions and biases are not counted.
 
     Raises:
         UserError: a needed key is missing.
     """
+    parts = [values.get(key) for key in ("text_config", "attn_config", "ffn_config")]
+    for part in parts:
+        values = {**values, **part} if isinstance(part, dict) else values
     hidden = _pick(values, "hidden_size", "n_embd", "d_model")
     heads = _pick(values, "num_attention_heads", "n_head", "n_heads")
     layers = _pick(values, "num_hidden_layers", "n_layer", "n_layers")
@@ -195,22 +213,46 @@ def model_from_hf(values: dict[str, Any], where: str = "config.json", name: str 
     for label, value in named:
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UserError(f"{where}: {label} is {value!r}, expected a positive whole number")
+
+    def count(*names: str, default: int = 0) -> int:
+        """The first of the keys that is there, a whole number."""
+        for label in names:
+            value = values.get(label)
+            if value is None:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise UserError(f"{where}: {label} is {value!r}, expected a whole number of 0 or more")
+            return value
+        return default
+
     mla = bool(values.get("kv_lora_rank") or values.get("attention_kv_lora_dim"))
-    nope = _pick(values, "qk_nope_head_dim", "attention_qk_dim", default=0)
-    rope = _pick(values, "qk_rope_head_dim", "attention_qk_rope_dim", default=0)
+    nope, rope = count("qk_nope_head_dim", "attention_qk_dim"), count("qk_rope_head_dim", "attention_qk_rope_dim")
     kind = str(values.get("model_type", ""))
     ratio = values.get("expansion_ratio", 4)
-    ffn = _pick(values, "intermediate_size", "n_inner", "ffn_hidden_size", default=int(hidden * ratio))
-    experts = _pick(values, "n_routed_experts", "num_routed_experts", "num_experts", "num_local_experts", default=0)
-    topk = _pick(values, "num_experts_per_tok", "num_experts_per_token", default=0) if experts else 0
-    moe_ffn = _pick(values, "moe_intermediate_size", "expert_intermediate_size", default=ffn) if experts else 0
-    shared = _pick(values, "n_shared_experts", "num_shared_experts", default=0) if experts else 0
-    shared_ffn = _pick(values, "shared_expert_intermediate_size", default=shared * moe_ffn) if experts else 0
-    first_dense = _pick(values, "first_k_dense_replace", "num_dense_layers", default=0) if experts else 0
+    if not isinstance(ratio, (int, float)) or isinstance(ratio, bool) or not 0 < ratio < 1000:
+        raise UserError(f"{where}: expansion_ratio is {ratio!r}, expected a positive number")
+    routed = ("n_routed_experts", "num_routed_experts", "num_experts", "num_local_experts", "moe_num_experts")
+    experts = count(*routed)
+    width = count("intermediate_size", "n_inner", "ffn_hidden_size", "ffn_dim", default=int(hidden * ratio))
+    ffn = count("intermediate_size_mlp", default=width)
+    topk = count("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk") if experts else 0
+    moe_ffn = count("moe_intermediate_size", "expert_intermediate_size", default=width) if experts else 0
+    shared = count("n_shared_experts", "num_shared_experts", default=int("llama4" in kind)) if experts else 0
+    shared_ffn = count("shared_expert_intermediate_size", default=shared * moe_ffn) if experts else 0
+    first_dense = count("first_k_dense_replace", "num_dense_layers") if experts else 0
+    pattern = values.get("moe_layer_freq")  # of some families a list with a 1 for every MoE layer
+    if isinstance(pattern, list):
+        values = {**values, "moe_layer_freq": None}
+    every = count("decoder_sparse_step", "interleave_moe_layer_step", "moe_layer_freq", default=1) or 1
+    if experts and isinstance(pattern, list):
+        first_dense = sum(not one for one in pattern[:layers])
+    elif experts and every > 1:
+        first_dense = layers - max(layers // every - first_dense // every, 0)
     layer_types = values.get("layer_types") or []
     windowed = sum(kind_ == "sliding_attention" for kind_ in layer_types)
-    window = int(values.get("sliding_window") or 0) if windowed else 0
-    kv_heads = heads if mla else _pick(values, "num_key_value_heads", "num_kv_heads", default=heads)
+    window = count("sliding_window") if windowed else 0
+    one = bool(values.get("multi_query")) and not values.get("new_decoder_architecture")
+    kv_heads = heads if mla else count("num_key_value_heads", "num_kv_heads", "kv_n_heads", default=1 if one else heads)
     model = Model(
         name=str(_pick(values, "_name_or_path", default="") or name).rstrip("/").rsplit("/", 1)[-1] or name,
         layers=layers,
@@ -218,10 +260,10 @@ def model_from_hf(values: dict[str, Any], where: str = "config.json", name: str 
         ffn=ffn if not experts or first_dense else 0,
         heads=heads,
         kv_heads=kv_heads,
-        head_dim=nope + rope if mla else int(_pick(values, "head_dim", default=hidden // heads)),
+        head_dim=nope + rope if mla else count("head_dim", default=hidden // heads),
         vocab=int(vocab or 0),
-        gated=kind not in ("gpt2", "gpt_neox", "mpt", "opt", "bloom", "falcon", "nemotron", "phi"),
-        tied=bool(values.get("tie_word_embeddings", kind in ("gpt2", "mpt", "opt", "bloom"))),
+        gated=kind not in _UNGATED,
+        tied=bool(values.get("tie_word_embeddings", kind in _TIED)),
         attention="mla" if mla else ("mha" if kv_heads == heads else "gqa"),
         experts=experts,
         topk=topk,
@@ -229,15 +271,15 @@ def model_from_hf(values: dict[str, Any], where: str = "config.json", name: str 
         shared_experts=shared or (1 if shared_ffn else 0),
         shared_ffn=shared_ffn,
         first_dense=first_dense,
-        mtp=int(_pick(values, "num_nextn_predict_layers", "num_mtp_layers", default=0)),
-        q_lora=int(_pick(values, "q_lora_rank", "attention_q_lora_dim", default=0) or 0) if mla else 0,
-        kv_lora=int(_pick(values, "kv_lora_rank", "attention_kv_lora_dim", default=0)) if mla else 0,
+        mtp=count("num_nextn_predict_layers", "num_mtp_layers"),
+        q_lora=count("q_lora_rank", "attention_q_lora_dim") if mla else 0,
+        kv_lora=count("kv_lora_rank", "attention_kv_lora_dim") if mla else 0,
         qk_nope=nope if mla else 0,
         qk_rope=rope if mla else 0,
-        v_head=int(_pick(values, "v_head_dim", "attention_v_dim", default=0)) if mla else 0,
+        v_head=count("v_head_dim", "attention_v_dim") if mla else 0,
         window=window,
         window_every=max(1, round(layers / windowed)) if windowed else 0,
-        sandwich_norm=bool(values.get("sandwich_norm", False)),
+        sandwich_norm=bool(values.get("sandwich_norm", kind in _SANDWICH)),
         source=where,
     )
     check_model(model, where)
@@ -326,7 +368,7 @@ def read_rows(path: str | Path) -> list[Row]:
     """
     path = Path(path)
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             records = list(csv.DictReader(file))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None

@@ -39,7 +39,7 @@ def megatron_flags(model: Model, plan: Plan) -> list[str]:
     if model.attention == "mla":
         flags += [
             "--multi-latent-attention",
-            f"--q-lora-rank {model.q_lora}",
+            *([f"--q-lora-rank {model.q_lora}"] if model.q_lora else []),
             f"--kv-lora-rank {model.kv_lora}",
             f"--qk-head-dim {model.qk_nope}",
             f"--qk-pos-emb-head-dim {model.qk_rope}",

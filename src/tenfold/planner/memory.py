@@ -253,11 +253,22 @@ def _swap_only(sizes: tuple[float, ...], counts: tuple[int, ...], need: float, s
     return None
 
 
+def _pieces(count: int, ways: int) -> list[int]:
+    """Numbers that sum to `count` and that can be dealt so that each of `ways` heaps gets any share: the largest piece
+    never exceeds the largest heap, which is at least the mean."""
+    pieces = []
+    while count:
+        pieces.append(-(-count // ways))
+        count -= pieces[-1]
+    return pieces
+
+
 @lru_cache(maxsize=4096)
 def choose_items(
     sizes: tuple[float, ...], costs: tuple[float, ...], counts: tuple[int, ...], need: float, swap_budget: float
 ) -> Choice | None:
-    """The cheapest set of items that frees `need` bytes, exactly (to 16 MiB).
+    """The cheapest set of items that frees `need` bytes, exactly (to 16 MiB, above 32 GiB to a 2048th of `need`; what
+    moves to the host to a 24th of its budget).
 
     Args:
         sizes: bytes that one layer's item frees, in-flight copies included.
@@ -280,15 +291,11 @@ def choose_items(
     lane = swap_budget / lanes if swap_budget > 0 else 1.0
     best = np.full((target + 1, lanes + (swap_budget > 0)), np.inf)
     best[0, :] = 0.0
-    # One decision per piece of an item (layers in powers of two): 0 keep, 1 recompute, 2 swap, for every state.
+    # One decision per piece of an item (some of its layers): 0 keep, 1 recompute, 2 swap, for every state.
     decisions: list[tuple[int, int, np.ndarray]] = []
     rows = np.arange(target + 1)
     for index, (size, cost, count) in enumerate(zip(sizes, costs, counts, strict=True)):
-        left, width = count, 1
-        while left > 0:
-            take = min(width, left)
-            left -= take
-            width *= 2
+        for take in _pieces(count, 3 if swap_budget > 0 else 2):
             gain = int(size * take / bucket)
             if gain == 0:
                 continue

@@ -216,12 +216,15 @@ def _breakdown(
         total["multi-token prediction"] = mtp * scale
     if extra:
         total["recompute"] = total.get("recompute", 0.0) + extra
-    # What the parts leave out of the busy time: software factor, soft maxima, sends, pairing.
-    total["expert all-to-all" if plan.schedule in ("adaptive", "dualpipe", "dualpipev") else "software"] = (
-        (total.get("expert all-to-all", 0.0) if plan.schedule in ("adaptive", "dualpipe", "dualpipev") else 0.0)
-        + busy
-        - sum(total.values())
-    )
+    # What the parts leave out of the busy time: software factor, soft maxima, sends, and what pairs hide. Pairs take it
+    # off the all-to-all as far as there is any.
+    rest = busy - sum(total.values())
+    exchange = total.get("expert all-to-all", 0.0)
+    if plan.schedule in ("adaptive", "dualpipe", "dualpipev") and exchange > 0:
+        total["expert all-to-all"] = max(exchange + rest, 0.0)
+        rest = min(exchange + rest, 0.0)
+    if rest:
+        total["software"] = rest
     total["bubble"] = pipeline - busy
     for name, seconds in u.parts["step"].items():
         total[name if name != "host" else "step launch"] = float(seconds)

@@ -21,9 +21,13 @@ def attention_gemms(model: Model) -> list[tuple[int, int, bool]]:
     """Weight matrices of one attention block as (inputs, outputs, split over tensor parallelism)."""
     h, heads = model.hidden, model.heads
     if model.attention == "mla":
+        wide = heads * model.query_key_dim
+        # Some shapes make queries without a latent: one matrix, and no second.
+        query = (
+            [(h, model.q_lora, False), (model.q_lora, wide, True)] if model.q_lora else [(h, wide, True), (1, 0, True)]
+        )
         return [
-            (h, model.q_lora, False),
-            (model.q_lora, heads * model.query_key_dim, True),
+            *query,
             (h, model.kv_lora + model.qk_rope, False),
             (model.kv_lora, heads * (model.qk_nope + model.v_head), True),
             (heads * model.v_head, h, True),
