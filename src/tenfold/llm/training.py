@@ -269,12 +269,8 @@ def _summarise(
         f"attention to visible keys, recomputation not counted; peak {peak / 1e12:.3g} TFLOP/s a device, {source})"
     )
     ratio = report["gradient_ratio"]
-    calm = (
-        "too few steps after the warm-up for more"
-        if ratio is None
-        else f"largest gradient norm {ratio:.3g} x the median"
-    )
-    say(f"{report['spikes']} loss spikes, {calm}")
+    norms = "" if ratio is None else f", largest gradient norm {ratio:.3g} x the median"
+    say(f"{report['spikes']} loss spikes{norms}")
     return PretrainResult(
         run_dir=result.run_dir,
         weights=result.weights,
