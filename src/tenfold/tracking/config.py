@@ -239,8 +239,15 @@ RECIPES = {
     "masa-tiny": Recipe(
         TINY,
         TrainConfig(
-            iterations=2000,
+            iterations=600,
             batch_size=4,
+            learning_rate=2e-3,
+            warmup=30,
+            ema_decay=0.99,
+            positives=24,
+            negatives=12,
+            checkpoint_every=50,
+            evaluate_every=200,
             augment=AugmentConfig(
                 size=256, scale=(0.7, 1.4), hue=2.5, saturation=15, value=15, resize=(0.6, 1.6), mixup_scale=(0.8, 1.4)
             ),

@@ -34,19 +34,18 @@ def modulated_deform_conv(x: Tensor, offset: Tensor, mask: Tensor, weight: Tenso
         return deform_conv2d(x, offset.to(x.dtype), weight, None, stride=stride, padding=1, mask=mask.to(x.dtype))
     batch, channels = x.shape[:2]
     height, width = offset.shape[2:]
-    rows = x.permute(0, 2, 3, 1).reshape(batch, -1, channels)  # B x HW x C
+    rows = x.permute(0, 2, 3, 1).reshape(-1, channels)  # B HW x C
     matrix = weight.permute(2, 3, 1, 0).reshape(TAPS * channels, -1)  # (9 C) x C'
-    outputs = []
-    for item in range(batch):
-        index, factor = _corners(offset[item], mask[item], x.shape[2:], stride)  # (H'W' 9) x 4
-        outputs.append(_gather_and_multiply(rows[item], index, factor, matrix))
-    output = torch.stack(outputs)  # B x H'W' x C'
+    index, factor = _corners(offset, mask, x.shape[2:], stride)  # (B H'W' 9) x 4
+    output = _gather_and_multiply(rows, index, factor, matrix)
     return output.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
 def _gather_and_multiply(rows: Tensor, index: Tensor, factor: Tensor, matrix: Tensor) -> Tensor:
     """Sample rows (HW x C) at (N 9) x 4 weighted corners and multiply by the kernel: N x C'."""
-    block = max(1, _BLOCK_ELEMENTS // matrix.shape[0]) * TAPS
+    # With gradients every sample is kept anyhow, and each block would cost a gradient map of its own.
+    keeps = torch.is_grad_enabled() and (rows.requires_grad or factor.requires_grad)
+    block = len(index) if keeps else max(1, _BLOCK_ELEMENTS // matrix.shape[0]) * TAPS
     parts = []
     for start in range(0, len(index), block):
         samples = functional.embedding_bag(
@@ -57,38 +56,40 @@ def _gather_and_multiply(rows: Tensor, index: Tensor, factor: Tensor, matrix: Te
 
 
 def _corners(offset: Tensor, mask: Tensor, size: torch.Size, stride: int) -> tuple[Tensor, Tensor]:
-    """Where each sample lies among the rows of a map, and how much of each row it takes.
+    """Where each sample lies among the rows of the maps, and how much of each row it takes.
 
     Args:
-        offset: 18 x H' x W'.
-        mask: 9 x H' x W'.
-        size: (H, W) of the map.
+        offset: B x 18 x H' x W'.
+        mask: B x 9 x H' x W'.
+        size: (H, W) of the maps.
         stride: of the convolution.
 
     Returns:
-        (H'W' 9) x 4 int64 rows; (H'W' 9) x 4 factors, zero outside of the map.
+        (B H'W' 9) x 4 int64 rows; (B H'W' 9) x 4 factors, zero outside of the map.
     """
     height, width = size
-    rows, columns = offset.shape[1:]
+    batch, _, rows, columns = offset.shape
     count = rows * columns
-    moved = offset.view(TAPS, 2, count).permute(1, 2, 0)  # 2 x H'W' x 9
+    moved = offset.reshape(batch, TAPS, 2, count).permute(2, 0, 3, 1)  # 2 x B x H'W' x 9
     steps = torch.arange(3, dtype=offset.dtype) - 1
     y = torch.arange(rows, dtype=offset.dtype).mul_(stride).repeat_interleave(columns)[:, None]
     x = torch.arange(columns, dtype=offset.dtype).mul_(stride).repeat(rows)[:, None]
-    y = moved[0] + (y + steps.repeat_interleave(3))  # H'W' x 9
+    y = moved[0] + (y + steps.repeat_interleave(3))  # B x H'W' x 9
     x = moved[1] + (x + steps.repeat(3))
     # Clamping first keeps huge offsets within the range of integers; what lies that far outside is zero anyhow.
     y, x = y.clamp(-2, height + 1), x.clamp(-2, width + 1)
     top, left = y.floor().detach(), x.floor().detach()
     below, right = y - top, x - left
-    amount = mask.view(TAPS, count).t()
+    amount = mask.reshape(batch, TAPS, count).transpose(1, 2)
     y_index, y_factor = _line(top, below, height)
     x_index, x_factor = _line(left, right, width)
     upper, lower = y_factor[0] * amount, y_factor[1] * amount
     factor = torch.stack((upper * x_factor[0], upper * x_factor[1], lower * x_factor[0], lower * x_factor[1]), dim=-1)
+    # Whole numbers up to 2^24 are exact in float32; the number of the image is added behind the cast.
     first, second = y_index[0] * width, y_index[1] * width
     index = torch.stack((first + x_index[0], first + x_index[1], second + x_index[0], second + x_index[1]), dim=-1)
-    return index.view(-1, 4).long(), factor.view(-1, 4)
+    index = index.long() + (torch.arange(batch) * (height * width))[:, None, None, None]
+    return index.view(-1, 4), factor.view(-1, 4)
 
 
 def _line(low: Tensor, share: Tensor, size: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
