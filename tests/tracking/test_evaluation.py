@@ -44,7 +44,11 @@ def test_perfect_tracks_score_one_and_a_swap_costs_association_only() -> None:
     perfect = evaluate_sequence(truth, truth)
     assert (perfect.hota, perfect.mota, perfect.idf1, perfect.id_switches) == (1, 1, 1, 0)
     swapped = table(
-        [(frame, identity if frame < 5 else 3 - identity, 50 * identity, 0) for frame in range(10) for identity in (1, 2)]
+        [
+            (frame, identity if frame < 5 else 3 - identity, 50 * identity, 0)
+            for frame in range(10)
+            for identity in (1, 2)
+        ]
     )
     scores = evaluate_sequence(truth, swapped)
     assert scores.det_a == 1

@@ -204,9 +204,7 @@ class Associator:
             if self.motion is not None:
                 self.motion.keep(recent)
 
-    def _remember_background(
-        self, ids: np.ndarray, boxes: np.ndarray, labels: np.ndarray, embeds: np.ndarray
-    ) -> None:
+    def _remember_background(self, ids: np.ndarray, boxes: np.ndarray, labels: np.ndarray, embeds: np.ndarray) -> None:
         """Unmatched, unborn boxes of the last frames, so that background takes its share of the softmax."""
         rows = np.flatnonzero(ids == matching.UNMATCHED)
         better = np.arange(len(boxes)) < rows[:, None]

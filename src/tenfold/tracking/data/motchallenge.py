@@ -74,7 +74,7 @@ def read(path: Path | str, truth: bool = False) -> BoxTable:
     labels = np.zeros(len(rows), np.int64)
     if with_class:
         labels = values[:, 7].astype(np.int64)
-        if labels.size and not (0 <= labels.min() and labels.max() < len(CLASSES)):
+        if labels.size and not (labels.min() >= 0 and labels.max() < len(CLASSES)):
             raise UserError(f"{path}: holds a class outside of 0..{len(CLASSES) - 1}")
     return BoxTable.of(
         values[:, 0].astype(np.int64) - 1,
@@ -90,9 +90,7 @@ def read(path: Path | str, truth: bool = False) -> BoxTable:
 def row(frame: int, identity: int, box: np.ndarray, score: float) -> str:
     """One line of a result, without its end; `frame` and `identity` are counted from 0 here, from 1 in the file."""
     left, top, right, bottom = (float(edge) for edge in box)
-    return (
-        f"{frame + 1},{identity + 1},{left + 1:.3f},{top + 1:.3f},{right - left:.3f},{bottom - top:.3f},{score:.4f},-1,-1,-1"
-    )
+    return f"{frame + 1},{identity + 1},{left + 1:.3f},{top + 1:.3f},{right - left:.3f},{bottom - top:.3f},{score:.4f},-1,-1,-1"
 
 
 def write(path: Path | str, table: BoxTable) -> None:

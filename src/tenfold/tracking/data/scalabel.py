@@ -50,8 +50,7 @@ def _table(rows: list[tuple[int, dict[str, Any]]], annotated: frozenset[int]) ->
     class_names = tuple(names)
     identities = {text: index for index, text in enumerate(dict.fromkeys(str(label["id"]) for _, label in rows))}
     ignored = [
-        str(label["category"]) not in CLASSES or bool((label.get("attributes") or {}).get("crowd"))
-        for _, label in rows
+        str(label["category"]) not in CLASSES or bool((label.get("attributes") or {}).get("crowd")) for _, label in rows
     ]
     return BoxTable.of(
         [number for number, _ in rows],
@@ -88,5 +87,7 @@ def write(path: Path | str, tables: dict[str, BoxTable], frames: dict[str, int])
                     table.ids[rows], table.labels[rows], table.scores[rows], table.boxes_xyxy[rows], strict=True
                 )
             ]
-            content.append({"name": f"{video}-{frame:07d}.jpg", "videoName": video, "frameIndex": frame, "labels": labels})
+            content.append(
+                {"name": f"{video}-{frame:07d}.jpg", "videoName": video, "frameIndex": frame, "labels": labels}
+            )
     write_json(path, content)

@@ -116,7 +116,7 @@ class ViewPairs:
         return key, make_view(first, self._second(rng), self.config.augment, rng)
 
     def _second(self, rng: np.random.Generator) -> Still | None:
-        if not self.config.augment.mixup:
+        if rng.random() >= self.config.augment.mixup:
             return None
         for _ in range(TRIES):
             number = int(rng.integers(len(self.stills)))

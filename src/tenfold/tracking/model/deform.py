@@ -30,7 +30,9 @@ def modulated_deform_conv(x: Tensor, offset: Tensor, mask: Tensor, weight: Tenso
     Returns:
         B x C' x H' x W'.
     """
-    if x.device.type != "cpu" or torch.compiler.is_exporting() or x.dtype != torch.float32:
+    if torch.compiler.is_exporting():
+        return _by_grid_sample(x, offset, mask, weight, stride)
+    if x.device.type != "cpu" or x.dtype != torch.float32:
         return deform_conv2d(x, offset.to(x.dtype), weight, None, stride=stride, padding=1, mask=mask.to(x.dtype))
     batch, channels = x.shape[:2]
     height, width = offset.shape[2:]
@@ -98,6 +100,25 @@ def _line(low: Tensor, share: Tensor, size: int) -> tuple[tuple[Tensor, Tensor],
     low_factor = (1 - share) * ((low >= 0) & (low < size))
     high_factor = share * ((high >= 0) & (high < size))
     return (low.clamp(0, size - 1), high.clamp(0, size - 1)), (low_factor, high_factor)
+
+
+def _by_grid_sample(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """The same by operators that every ONNX runtime has; for export only."""
+    batch, channels = x.shape[:2]
+    height, width = x.shape[2:]
+    rows, columns = offset.shape[2:]
+    moved = offset.reshape(batch, TAPS, 2, rows, columns)
+    steps = torch.arange(3, dtype=x.dtype) - 1
+    y = torch.arange(rows, dtype=x.dtype)[:, None] * stride + steps.repeat_interleave(3)[:, None, None]
+    x_places = torch.arange(columns, dtype=x.dtype)[None, :] * stride + steps.repeat(3)[:, None, None]
+    place = torch.stack(
+        ((2 * (moved[:, :, 1] + x_places) + 1) / width - 1, (2 * (moved[:, :, 0] + y) + 1) / height - 1), dim=-1
+    )  # B x 9 x H' x W' x 2
+    grid = place.reshape(batch, TAPS * rows, columns, 2)
+    samples = functional.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    samples = samples.reshape(batch, channels, TAPS, rows, columns) * mask[:, None]
+    flat = samples.reshape(batch, channels * TAPS, rows * columns)
+    return (weight.reshape(weight.shape[0], -1) @ flat).reshape(batch, -1, rows, columns)
 
 
 def coarse_view(field: Tensor, size: torch.Size) -> Tensor:

@@ -28,6 +28,15 @@ def roi_features(levels: Sequence[Tensor], rois: Tensor, strides: Sequence[int],
     """
     scale = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).clamp_min(0).sqrt()
     number = torch.log2(scale / FINEST_SCALE + 1e-6).floor().clamp(0, len(strides) - 1).long()
+    if torch.compiler.is_exporting():  # a graph of fixed shapes reads every level and picks
+        read = [
+            roi_align(levels[level], rois, (side, side), 1 / stride, sampling_ratio=-1, aligned=True)
+            for level, stride in enumerate(strides)
+        ]
+        features = read[0]
+        for level, more in enumerate(read[1:], start=1):
+            features = torch.where((number == level)[:, None, None, None], more, features)
+        return features
     parts, order = [], []
     for level, stride in enumerate(strides):
         chosen = (number == level).nonzero().squeeze(1)
@@ -205,8 +214,8 @@ def shift_boxes(boxes: Tensor, shifts: Tensor, size: tuple[int, int]) -> Tensor:
 class ColourBranch(nn.Module):
     """Soft colour bins of the picture itself, for the small network: what a histogram sees, and where.
 
-    A softmax over a linear map of the colour is a soft assignment to prototypes, which is how it is initialised: logit k
-    is (c_k x - |c_k|^2 / 2) / s^2. Pooled over a box, the bins are its colour histogram.
+    A softmax over a linear map of the colour is a soft assignment to prototypes, which is how it begins: logit k is
+    (c_k x - |c_k|^2 / 2) / s^2. Pooled over a box, the bins are its colour histogram.
 
     Args:
         bins: number of prototypes.
@@ -219,11 +228,46 @@ class ColourBranch(nn.Module):
         super().__init__()
         self.stride = stride
         self.assign = nn.Conv2d(3, bins, 1)
-        with torch.no_grad():
-            prototypes = torch.randn(bins, 3)
-            self.assign.weight.copy_((prototypes / self.spread**2)[:, :, None, None])
-            self.assign.bias.copy_(-(prototypes**2).sum(1) / 2 / self.spread**2)  # type: ignore[union-attr]
+        self.start_from(torch.randn(bins, 3))
+
+    @torch.no_grad()
+    def start_from(self, prototypes: Tensor) -> None:
+        """Begin with these colours: bins x 3, normalised."""
+        assert self.assign.bias is not None
+        self.assign.weight.copy_((prototypes / self.spread**2)[:, :, None, None])
+        self.assign.bias.copy_(-(prototypes**2).sum(1) / 2 / self.spread**2)
 
     def forward(self, image: Tensor) -> Tensor:
         """B x 3 x H x W, normalised, to B x bins x H/4 x W/4."""
         return functional.avg_pool2d(self.assign(functional.avg_pool2d(image, 2)).softmax(1), self.stride // 2)
+
+
+class StripeHistogram(nn.Module):
+    """Colours of a box in four stripes from top to bottom, as a part of its embedding.
+
+    It begins as a comparison of histograms: roots of shares, whose product is the Bhattacharyya coefficient, under a
+    random orthogonal map, with more weight on the middle of the box than on its sides, where the background is.
+
+    Args:
+        bins: colours.
+        embedding: length of an embedding.
+    """
+
+    stripes = 4
+    gain = 4.0  # the squared length of an embedding is about stripes x gain^2, which the softmax takes for certain
+
+    def __init__(self, bins: int, embedding: int) -> None:
+        super().__init__()
+        cells = torch.arange(ROI_SIDE) - (ROI_SIDE - 1) / 2
+        centres = (torch.arange(self.stripes) + 0.5) * ROI_SIDE / self.stripes - ROI_SIDE / 2
+        down = -((cells - centres[:, None]) ** 2) / 2  # stripes x 7
+        across = -((cells / 2) ** 2) / 2  # 7
+        self.window = nn.Parameter((down[:, :, None] + across).flatten(1))  # stripes x 49 logits
+        self.project = nn.Linear(self.stripes * bins, embedding)
+        nn.init.orthogonal_(self.project.weight, gain=self.gain)
+        nn.init.zeros_(self.project.bias)
+
+    def forward(self, bins: Tensor) -> Tensor:
+        """N x K x 7 x 7 shares to N x E."""
+        stripes = bins.flatten(2) @ self.window.softmax(1).t()  # N x K x stripes
+        return self.project(stripes.transpose(1, 2).flatten(1).clamp_min(1e-6).sqrt())

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tenfold.tracking.config import MasaConfig
 from tenfold.tracking.model.backbones import ResNet50, SmallResNet
 from tenfold.tracking.model.fusion import Fusion
-from tenfold.tracking.model.heads import ColourBranch, EmbedHead, RcnnHead, RpnHead, roi_features
+from tenfold.tracking.model.heads import ColourBranch, EmbedHead, RcnnHead, RpnHead, StripeHistogram, roi_features
 from tenfold.tracking.model.pyramid import SimplePyramid, TopDown
 
 MEAN = (123.675, 116.28, 103.53)
@@ -53,15 +53,13 @@ class Masa(nn.Module):
             config.head_hidden,
             config.embedding,
         )
-        self.colour_skip = nn.Linear(4 * config.colours, config.embedding) if config.colours else None
-        if self.colour_skip is not None:
-            # Begins as a comparison of colour histograms in four stripes, whose distances survive a random projection.
-            nn.init.orthogonal_(self.colour_skip.weight, gain=4.0)
-            nn.init.zeros_(self.colour_skip.bias)
+        self.histogram = StripeHistogram(config.colours, config.embedding) if config.colours else None
+        if self.histogram is not None:
+            # Begin as the histogram alone; the rest is learned as what is to be added to it.
+            nn.init.zeros_(self.track_head.embed.weight)
+            nn.init.zeros_(self.track_head.embed.bias)
         self.rpn = RpnHead(config.width) if config.rcnn_layers else None
-        self.rcnn = (
-            RcnnHead(config.width, config.rcnn_convolutions, config.rcnn_layers) if config.rcnn_layers else None
-        )
+        self.rcnn = RcnnHead(config.width, config.rcnn_convolutions, config.rcnn_layers) if config.rcnn_layers else None
 
     def features(self, inputs: Tensor | Sequence[Tensor]) -> list[Tensor]:
         """The fused pyramid.
@@ -97,13 +95,11 @@ class Masa(nn.Module):
         """
         strides = self.config.strides
         found = roi_features(features[: len(strides)], rois, strides)
-        if self.colour is None or self.colour_skip is None:
+        if self.histogram is None:
             return self.track_head(found)
         fine = roi_features(features[-1:], rois, (COLOUR_STRIDE,))
         bins = fine[:, -self.config.colours :]  # N x K x 7 x 7
-        stripes = nn.functional.adaptive_avg_pool2d(bins, (4, 1)).flatten(1)  # N x 4K, each stripe sums to 1
-        histogram = self.colour_skip(stripes.clamp_min(1e-6).sqrt())
-        return self.track_head(torch.cat((found, fine), dim=1)) + histogram
+        return self.track_head(torch.cat((found, fine), dim=1)) + self.histogram(bins)
 
     def propose(self, features: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Boxes of anything in the first image, by the distilled head: K x 4 and K scores, at most 50.
