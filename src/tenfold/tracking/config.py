@@ -180,6 +180,8 @@ class TrainConfig:
         ema_decay: decay of the averaged weights; 0 keeps none.
         positives: boxes a view that the loss looks at, at most.
         negatives: background boxes a reference view.
+        apart: instances of a picture that overlap by more than this are not shown together; 1 shows all, as published.
+        least_side: boxes narrower or lower than this in a view are not looked at, in pixels.
         jitter: largest shift and change of size of a training box, as a share of its sides; overlap stays above 0.7.
         augment: the views.
         checkpoint_every: steps between two checkpoints.
@@ -198,6 +200,8 @@ class TrainConfig:
     ema_decay: float = 0.998
     positives: int = 64
     negatives: int = 32
+    apart: float = 1.0
+    least_side: float = 1.0
     jitter: float = 0.1
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     checkpoint_every: int = 250
@@ -239,13 +243,15 @@ RECIPES = {
     "masa-tiny": Recipe(
         TINY,
         TrainConfig(
-            iterations=500,
+            iterations=450,
             batch_size=4,
-            learning_rate=2e-3,
+            learning_rate=1e-3,
             warmup=30,
             ema_decay=0.98,
             positives=24,
             negatives=12,
+            apart=0.3,
+            least_side=8.0,
             checkpoint_every=50,
             evaluate_every=100,
             augment=AugmentConfig(

@@ -204,10 +204,10 @@ class Teta:
 def teta(pairs: Sequence[tuple[BoxTable, BoxTable]]) -> Teta:
     """TETA of sequences (Li et al., Tracking Every Thing in the Wild, ECCV 2022, section 4).
 
-    A result is judged only where it overlaps some true box by 0.5 or more (annotations are not exhaustive): it belongs
-    to the cluster of the true box that it overlaps most. Localisation and association ignore classes; classification is
-    judged on what was localised. `LocA` and `ClsA` are TP / (TP + FP + FN), `AssocA` the mean of TPA / (TPA + FPA + FNA)
-    over localised boxes.
+    A result is judged only where it overlaps some true box by 0.5 or more (annotations are not exhaustive), and then
+    belongs to the cluster of the true box that it overlaps most. Localisation and association ignore classes;
+    classification is judged on what was localised. `LocA` and `ClsA` are TP / (TP + FP + FN), `AssocA` the mean of
+    TPA / (TPA + FPA + FNA) over localised boxes.
 
     Args:
         pairs: truth and result of each sequence, with the same class names.

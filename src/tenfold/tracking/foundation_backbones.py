@@ -177,7 +177,7 @@ def _swin_name(key: str) -> str:
 
 
 def _swin_value(key: str, value: Tensor) -> Tensor:
-    """Patch merging takes its four pixels channel by channel in mmdet, and pixel by pixel, columns first, in torchvision."""
+    """Patch merging goes channel by channel in mmdet, and pixel by pixel, columns first, in torchvision."""
     if ".downsample." not in key:
         return value
     channels = value.shape[-1] // 4

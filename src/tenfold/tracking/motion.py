@@ -1,9 +1,9 @@
 """Where boxes will be: a constant-velocity Kalman filter for all tracks at once.
 
-State of a track: centre x, centre y, aspect ratio w / h and height, each with its velocity. All matrices of this model
-couple a quantity with its own velocity only, so that the 8 x 8 filter falls apart into four of 2 x 2, which are exact
-and are updated here in closed form for all tracks. Noise as in DeepSORT and ByteTrack: 1/20 of the height for positions,
-1/160 for velocities; constants for the aspect ratio.
+State of a track: centre x, centre y, aspect ratio w / h and height, each with its velocity. All matrices of this
+model couple a quantity with its own velocity only, so that the 8 x 8 filter falls apart into four of 2 x 2, which are
+exact and are updated here in closed form for all tracks. Noise as in DeepSORT and ByteTrack: 1/20 of the height for
+positions, 1/160 for velocities; constants for the aspect ratio.
 """
 
 from __future__ import annotations

@@ -70,10 +70,8 @@ class Embedder:
         np.subtract(resized, np.array(MEAN, np.float32), out=padded[: size[1], : size[0]])
         padded[: size[1], : size[0]] /= np.array(STD, np.float32)
         image = torch.from_numpy(padded).permute(2, 0, 1)[None].to(self.device)
-        # Channels last is how convolutions run fastest on processors.
-        image = image.contiguous(
-            memory_format=torch.channels_last if self.device.type == "cpu" else torch.contiguous_format
-        )
+        if self.device.type == "cpu":
+            image = image.contiguous(memory_format=torch.channels_last)  # how convolutions run fastest there
         return self.model.features(image if self._backbone is None else self._backbone(image)), size[0] / width
 
     @torch.inference_mode()
@@ -235,10 +233,9 @@ class Tracker:
         good = usable(boxes, (frame.shape[1], frame.shape[0]))
         if not good.all():
             number = int(np.argmin(good))
-            raise UserError(
-                f"box {number} ({', '.join(f'{edge:g}' for edge in boxes[number])}) is not finite, empty or outside of the "
-                f"frame of {frame.shape[1]}x{frame.shape[0]}"
-            )
+            edges = ", ".join(f"{edge:g}" for edge in boxes[number])
+            size = f"{frame.shape[1]}x{frame.shape[0]}"
+            raise UserError(f"box {number} ({edges}) is not finite, empty or outside of the frame of {size}")
         return self.embedder.embed(self.embedder.features(frame), boxes)
 
 

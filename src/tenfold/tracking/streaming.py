@@ -160,9 +160,7 @@ class Drawing:
         scene = self._traces.annotate(self._boxes.annotate(scene, detections), detections)
         names = detections.data.get("class_name")
         texts = [
-            str(int(identity) + 1)
-            if names is None or names[index] == "object"
-            else f"{int(identity) + 1} {names[index]}"
+            f"{int(identity) + 1}" + ("" if names is None or names[index] == "object" else f" {names[index]}")
             for index, identity in enumerate(detections.tracker_id)  # type: ignore[arg-type]
         ]
         return self._labels.annotate(scene, detections, texts)

@@ -1,4 +1,4 @@
-"""How well appearance alone finds things again: matching true boxes over gaps in time, and the histogram to be beaten."""
+"""How well appearance alone finds things again over gaps in time, and the colour histogram that is to be beaten."""
 
 from __future__ import annotations
 

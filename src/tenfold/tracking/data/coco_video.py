@@ -62,7 +62,9 @@ def _xyxy(box: list[float]) -> list[float]:
 def write(path: Path | str, tables: dict[str, BoxTable], frames: dict[str, int]) -> None:
     """Write results as one file; arguments as `scalabel.write`. Identities are unique over the whole file."""
     names = tuple(dict.fromkeys(name for table in tables.values() for name in table.class_names))
-    videos, images, annotations = [], [], []
+    videos: list[dict[str, Any]] = []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     first_track = 1
     for number, (video, table) in enumerate(tables.items(), start=1):
         videos.append({"id": number, "name": video})

@@ -1,4 +1,4 @@
-"""KITTI tracking labels: `frame id type truncated occluded alpha x1 y1 x2 y2 h w l x y z ry [score]`, counted from 0."""
+"""KITTI tracking labels: `frame id type truncated occluded alpha x1 y1 x2 y2 h w l x y z ry [score]`, from 0."""
 
 from __future__ import annotations
 

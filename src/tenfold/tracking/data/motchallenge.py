@@ -1,8 +1,8 @@
 """MOTChallenge and DanceTrack: text files of boxes, and the folder of a sequence with its `seqinfo.ini`.
 
 Frames and pixels are counted from 1 in these files and from 0 here. A row is `frame, id, left, top, width, height,
-confidence, class, visibility` in ground truth since MOT16, and ends in world coordinates x, y, z in MOT15, detections and
-results; the third case has -1 or a real number where the class would be.
+confidence, class, visibility` in ground truth since MOT16, and ends in world coordinates x, y, z in MOT15, detections
+and results, which then stand where the class would be.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ def read(path: Path | str, truth: bool = False) -> BoxTable:
 def row(frame: int, identity: int, box: np.ndarray, score: float) -> str:
     """One line of a result, without its end; `frame` and `identity` are counted from 0 here, from 1 in the file."""
     left, top, right, bottom = (float(edge) for edge in box)
-    return f"{frame + 1},{identity + 1},{left + 1:.3f},{top + 1:.3f},{right - left:.3f},{bottom - top:.3f},{score:.4f},-1,-1,-1"
+    sides = f"{left + 1:.3f},{top + 1:.3f},{right - left:.3f},{bottom - top:.3f}"
+    return f"{frame + 1},{identity + 1},{sides},{score:.4f},-1,-1,-1"
 
 
 def write(path: Path | str, table: BoxTable) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from tenfold.core.console import UserError
 from tenfold.core.files import read_json
 from tenfold.core.training import Shuffled
 from tenfold.tracking.augment import Still, View, make_view
+from tenfold.tracking.boxes import iou, suppress
 from tenfold.tracking.config import TrainConfig
 
 MIN_SIDE = 1.0  # pixels: smaller boxes are dropped, as are those without area (masa_dataset.py)
@@ -88,7 +90,7 @@ def read_coco(annotations: Path, folder: Path) -> StillSet:
     return StillSet(
         tuple(files),
         tuple(boxes),
-        tuple(numbers[a:b] for a, b in zip(starts[:-1], starts[1:], strict=True)),
+        tuple(numbers[a:b] for a, b in itertools.pairwise(starts)),
     )
 
 
@@ -109,7 +111,7 @@ class ViewPairs:
         """Key and reference view of pair `index`; every draw is made anew for each, unless both are to be identical."""
         number = self._order(index)
         rng = np.random.default_rng((self.config.seed, index))
-        first = self.stills.still(number)
+        first = self._still(number, rng)
         key = make_view(first, self._second(rng), self.config.augment, rng)
         if self.config.augment.identical:
             return key, key
@@ -121,8 +123,17 @@ class ViewPairs:
         for _ in range(TRIES):
             number = int(rng.integers(len(self.stills)))
             if len(self.stills.ids[number]):
-                return self.stills.still(number)
+                return self._still(number, rng)
         return None
+
+    def _still(self, number: int, rng: np.random.Generator) -> Still:
+        """A picture with those of its instances that are shown together."""
+        still = self.stills.still(number)
+        if self.config.apart >= 1:
+            return still
+        priority = rng.random(len(still.ids)).astype(np.float32)
+        kept = suppress(still.boxes_xyxy, priority, self.config.apart)
+        return Still(still.image, still.boxes_xyxy[kept], still.ids[kept])
 
     def sample(self, index: int) -> Mapping[str, np.ndarray]:
         """Pair `index` as equally shaped arrays.
@@ -149,7 +160,9 @@ class ViewPairs:
         total = config.positives + config.negatives
         boxes, ids = np.zeros((total, 4), np.float32), np.full(total, -1, np.int64)
         shown = np.isin(view.ids, common)
-        order = np.lexsort((rng.random(len(view.ids)), ~shown))[: config.positives]
+        large = (view.boxes_xyxy[:, 2:] - view.boxes_xyxy[:, :2] > config.least_side).all(1)
+        order = np.lexsort((rng.random(len(view.ids)), ~shown))
+        order = order[large[order]][: config.positives]
         count = len(order)
         boxes[:count] = shake(view.boxes_xyxy[order], config.jitter, rng)
         ids[:count] = view.ids[order]
@@ -185,8 +198,6 @@ def draw_background(view: View, count: int, rng: np.random.Generator) -> np.ndar
     boxes = np.concatenate((corner, corner + size), axis=1).astype(np.float32)
     if not len(view.boxes_xyxy):
         return boxes
-    from tenfold.tracking.boxes import iou
-
     return boxes[(iou(boxes, view.boxes_xyxy) < 0.3).all(1)]
 
 

@@ -125,7 +125,7 @@ def coarse_view(field: Tensor, size: torch.Size) -> Tensor:
     """A field of the finer level read as mmcv's kernel reads it when it convolves the coarser one.
 
     The kernel does not check shapes: it takes the first values of each sample's contiguous memory as if the field had
-    the coarser size. The released weights were trained with that, so it belongs to the method (section 2 of the specification).
+    the coarser size. The released weights were trained with that, so it belongs to the method.
 
     Args:
         field: B x K x H x W.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -174,7 +175,7 @@ class RcnnHead(nn.Module):
         super().__init__()
         self.convs = nn.ModuleList(HeadConv(width, width, nn.BatchNorm2d(width)) for _ in range(convolutions))
         sizes = [width * ROI_SIDE**2, *[hidden] * layers]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
         self.classify = nn.Linear(hidden, 2)
         self.shift = nn.Linear(hidden, 4)
 

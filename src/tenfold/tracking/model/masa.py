@@ -11,7 +11,7 @@ from tenfold.tracking.config import MasaConfig
 from tenfold.tracking.model.backbones import ResNet50, SmallResNet
 from tenfold.tracking.model.fusion import Fusion
 from tenfold.tracking.model.heads import ColourBranch, EmbedHead, RcnnHead, RpnHead, StripeHistogram, roi_features
-from tenfold.tracking.model.pyramid import SimplePyramid, TopDown
+from tenfold.tracking.model.pyramid import LEVELS, SimplePyramid, TopDown
 
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
@@ -111,8 +111,8 @@ class Masa(nn.Module):
         if self.rpn is None or self.rcnn is None:
             raise ValueError("this network has no head that proposes boxes")
         strides = self.config.strides
-        all_strides = [strides[0] * 2**level for level in range(len(features))]
-        boxes, _ = self.rpn.propose([level[:1] for level in features], all_strides, size)[0]
+        all_strides = [strides[0] * 2**level for level in range(LEVELS)]
+        boxes, _ = self.rpn.propose([level[:1] for level in features[:LEVELS]], all_strides, size)[0]
         rois = torch.cat((boxes.new_zeros(len(boxes), 1), boxes), dim=1)
         return self.rcnn.detect(roi_features(features[: len(strides)], rois, strides), boxes, size)
 
