@@ -243,17 +243,17 @@ RECIPES = {
     "masa-tiny": Recipe(
         TINY,
         TrainConfig(
-            iterations=450,
+            iterations=240,
             batch_size=4,
             learning_rate=1e-3,
-            warmup=30,
+            warmup=15,
             ema_decay=0.98,
             positives=24,
             negatives=12,
             apart=0.3,
             least_side=8.0,
-            checkpoint_every=50,
-            evaluate_every=100,
+            checkpoint_every=40,
+            evaluate_every=80,
             augment=AugmentConfig(
                 size=192,
                 scale=(0.7, 1.4),
