@@ -35,6 +35,7 @@ Verb = Callable[..., object]
 ROOMS: dict[str, str] = {
     "superres": "HiT-SR: enlarge images and video (hierarchical transformer super-resolution)",
     "llm": "Pangu Ultra: pre-train and run deep dense language models (depth-scaled sandwich norm)",
+    "tracking": "MASA: track anything that a detector can see (appearance learned from stills)",
     "planner": "Pangu Ultra MoE: simulate and search training layouts of large models",
     "agent": "DeepDiver: an agent that searches, doubts, verifies and cites, over local documents or the web",
 }

@@ -72,8 +72,10 @@ def test_identities_follow_the_objects(tracker: Tracker) -> None:
 def test_boxes_that_cannot_be_tracked_are_left_out(tracker: Tracker) -> None:
     tracker.reset()
     image, boxes = scene(0)
-    bad = [[np.nan, 0, 5, 5], [10, 10, 10, 40], [30, 30, 20, 20], [200, 200, 220, 240], [0, 0, np.inf, 5]]
-    found = tracker.update(image, sv.Detections(xyxy=np.concatenate((np.array(bad, np.float32), boxes))))
+    bad = [[0, 0, 5, 5], [10, 10, 10, 40], [30, 30, 20, 20], [200, 200, 220, 240], [0, 0, 9, 5]]
+    given = sv.Detections(xyxy=np.concatenate((np.array(bad, np.float32), boxes)))
+    given.xyxy[0, 0], given.xyxy[4, 2] = np.nan, np.inf  # which supervision refuses at first, and not later
+    found = tracker.update(image, given)
     np.testing.assert_array_equal(found.xyxy, boxes)
 
 

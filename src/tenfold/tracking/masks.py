@@ -64,7 +64,6 @@ def segment_folder(
     """
     paths = find_pictures(folder)
     pieces = make_folder(output.with_suffix(".parts"))
-    unreadable = []
     with console.progress("segments", len(paths[share[0] :: share[1]])) as bar:
         for number in range(share[0], len(paths), share[1]):
             piece = pieces / f"{number:08d}.json"
@@ -73,19 +72,22 @@ def segment_folder(
                     picture = images.to_rgb8(images.read(paths[number]))
                     write_json(piece, _piece(picture, paths[number].relative_to(folder), generator, rle))
                 except UserError as error:
-                    unreadable.append(str(paths[number]))
+                    write_json(piece, {"unreadable": str(paths[number])})
                     warn(f"left out: {error}")
             bar.advance()
-    done = sorted(pieces.glob("*.json"))
-    if len(done) + len(unreadable) < len(paths):
-        return MasksResult(str(output), len(done), 0, tuple(unreadable), generator.name)
+    files = sorted(pieces.glob("*.json"))
+    contents = [read_json(path) for path in files]
+    unreadable = tuple(content["unreadable"] for content in contents if "unreadable" in content)
+    done = [content for content in contents if "unreadable" not in content]
+    if len(files) < len(paths):
+        return MasksResult(str(output), len(done), 0, unreadable, generator.name)
     if not done:
         raise UserError(f"{folder}: not one picture could be read")
-    result = _join([read_json(path) for path in done], output, generator.name)
-    for path in done:
+    instances = _join(done, output, generator.name)
+    for path in files:
         path.unlink()
     pieces.rmdir()
-    return MasksResult(str(output), len(done), result, tuple(unreadable), generator.name)
+    return MasksResult(str(output), len(done), instances, unreadable, generator.name)
 
 
 def _piece(picture: np.ndarray, name: Path, generator: MaskGenerator, rle: bool) -> dict[str, Any]:

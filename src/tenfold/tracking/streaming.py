@@ -22,6 +22,7 @@ from tenfold.core.console import UserError, warn
 from tenfold.core.files import atomic_write
 from tenfold.core.foundation import MaskGenerator, PromptableSegmenter
 from tenfold.core.video import READABLE_SUFFIXES, VideoReader, VideoWriter
+from tenfold.tracking.boxes import usable
 from tenfold.tracking.data import motchallenge
 from tenfold.tracking.data.table import BoxTable
 from tenfold.tracking.detection import Detect, supervision
@@ -97,7 +98,7 @@ def boxes_from(table: BoxTable, least_score: float) -> Any:
 
     def boxes(number: int) -> Detections:
         rows = table.rows(number)
-        good = table.scores[rows] >= least_score
+        good = (table.scores[rows] >= least_score) & usable(table.boxes_xyxy[rows])
         labels = table.labels[rows][good]
         return module.Detections(
             xyxy=table.boxes_xyxy[rows][good].astype(np.float32),
