@@ -27,7 +27,7 @@ def tab() -> None:
             score = gradio.Slider(0.1, 0.9, 0.35, step=0.05, label="Least score of a box")
             start = gradio.Button("Track", variant="primary")
         with gradio.Column(scale=3, min_width=300):
-            shown = gradio.Video(label="Tracked", interactive=False, max_height=560)
+            shown = gradio.Video(label="Tracked", interactive=False, height=560)
             details = gradio.Markdown()
             download = gradio.DownloadButton("Download the tracks (MOTChallenge text)", visible=False)
     example.click(readable_errors(generated_clip), outputs=upload)

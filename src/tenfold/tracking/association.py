@@ -133,20 +133,32 @@ class Associator:
                 worth *= labels[:, None] == known_labels
             takeable = np.arange(len(known)) < len(memory)
         if self.motion is not None:
-            worth = self._with_motion(worth, boxes)
+            worth = self._with_motion(worth, boxes, frame)
         may_take = scores > config.obj_score
         if config.assignment == "hungarian":
             return matching.hungarian(worth, config.match_score, may_take, takeable)
         duplicate = config.duplicate_score if config.matcher == "bdd" else None
         return matching.greedy(worth, config.match_score, may_take, takeable, duplicate)
 
-    def _with_motion(self, worth: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-        """Appearance and overlap with the expected place, weighed; background has no place."""
+    def _with_motion(self, worth: np.ndarray, boxes: np.ndarray, frame: int) -> np.ndarray:
+        """Appearance and overlap with the expected place, weighed; nothing beyond reach. Background has no place.
+
+        The longer a track was not seen, the less its expected place says: the weight of the overlap falls by e every
+        `motion_frames`, and the reach, in heights of the box, grows by `reach_growth` a frame.
+        """
         assert self.motion is not None
-        weight = self.config.motion
-        overlap = iou(boxes, self.motion.boxes())
-        worth *= 1 - weight
-        worth[:, : overlap.shape[1]] += weight * overlap
+        config, count = self.config, len(self.memory)
+        expected = self.motion.boxes()
+        gap = frame - self.memory.frames
+        weight = (config.motion * np.exp(-(gap - 1) / config.motion_frames)).astype(np.float32)
+        known = worth[:, :count]
+        known *= 1 - weight
+        known += weight * iou(boxes, expected)
+        centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+        places = (expected[:, :2] + expected[:, 2:]) / 2
+        reach = (config.reach + config.reach_growth * gap) * (expected[:, 3] - expected[:, 1])
+        offset = centres[:, None] - places
+        known[(offset * offset).sum(-1) > reach * reach] = 0
         return worth
 
     def _identities(self, found: np.ndarray, scores: np.ndarray) -> np.ndarray:

@@ -90,7 +90,9 @@ class MatcherConfig:
         distractor_score: below this score a box is weak (`tao` only; `bdd` takes `obj_score`).
         assignment: `greedy` by detection score, as published, or `hungarian`.
         motion: weight of the overlap with where a Kalman filter expects the track, 0..1; 0 switches it off.
-        overlap_gate: with `motion`, least overlap with that place for a pair that appearance alone would not match.
+        motion_frames: frames in which the weight of `motion` falls by e while a track is not seen.
+        reach: with `motion`, how far from the expected place a track is looked for, in heights of its box.
+        reach_growth: by how much that grows in each frame in which it is not seen.
     """
 
     matcher: Matcher = "tao"
@@ -110,7 +112,9 @@ class MatcherConfig:
     distractor_score: float = 0.5
     assignment: Assignment = "greedy"
     motion: float = 0.0
-    overlap_gate: float = 0.1
+    motion_frames: float = 10.0
+    reach: float = 0.5
+    reach_growth: float = 0.1
 
     def __post_init__(self) -> None:
         if self.memory_frames < 1:
@@ -127,9 +131,7 @@ MATCHERS: dict[str, MatcherConfig] = {
     "tao": MatcherConfig(),
     "bdd": MatcherConfig(matcher="bdd", init_score=0.5, obj_score=0.3, match_score=0.6),
     "demo": MatcherConfig(init_score=0.1, obj_score=0.01, max_distance=100, fps=30),
-    "video": MatcherConfig(
-        init_score=0.3, obj_score=0.05, match_score=0.4, memory_frames=30, assignment="hungarian", motion=0.5
-    ),
+    "video": MatcherConfig(init_score=0.3, obj_score=0.05, match_score=0.4, memory_frames=30, motion=0.5),
 }
 
 

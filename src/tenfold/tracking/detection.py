@@ -241,11 +241,12 @@ def load_detector(
     """
     supervision()
     if isinstance(detector, str | Path):
-        threshold = {} if score_threshold is None else {"score_threshold": score_threshold}
         if detector == EMBEDDED:
-            found: Any = NanoDet(**threshold)
+            found: Any = NanoDet() if score_threshold is None else NanoDet(score_threshold)
+        elif score_threshold is None:
+            found = foundation.load_detector(detector, device)
         else:
-            found = foundation.load_detector(detector, device, **threshold)
+            found = foundation.load_detector(detector, device, score_threshold)
     else:
         found = detector
     if not hasattr(found, "detect"):

@@ -109,7 +109,8 @@ def _piece(picture: np.ndarray, name: Path, generator: MaskGenerator, rle: bool)
 
 
 def _join(pieces: Sequence[dict[str, Any]], output: Path, generator: str) -> int:
-    pictures, rows = [], []
+    pictures: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for number, piece in enumerate(pieces, start=1):
         pictures.append({"id": number, **{key: piece[key] for key in ("file_name", "width", "height")}})
         for row in piece["rows"]:

@@ -188,7 +188,7 @@ class Tracker:
                     xyxy=boxes, confidence=confidence, class_id=np.zeros(len(boxes), int)
                 )
             else:
-                detections = self.detector(frame)  # type: ignore[operator]
+                detections = self.detector(frame)
         chosen: Any = detections[tidy(detections, size)]
         count = len(chosen)
         scores = np.ones(count, np.float32) if chosen.confidence is None else chosen.confidence

@@ -117,7 +117,7 @@ class Fusion(nn.Module):
 
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
         """Levels from fine to coarse, each B x C x H x W, to the same."""
-        levels = list(levels)
+        found = list(levels)
         for block in self.blocks:
-            levels = block(levels)
-        return levels
+            found = block(found)
+        return found
