@@ -131,7 +131,9 @@ MATCHERS: dict[str, MatcherConfig] = {
     "tao": MatcherConfig(),
     "bdd": MatcherConfig(matcher="bdd", init_score=0.5, obj_score=0.3, match_score=0.6),
     "demo": MatcherConfig(init_score=0.1, obj_score=0.01, max_distance=100, fps=30),
-    "video": MatcherConfig(init_score=0.3, obj_score=0.05, match_score=0.4, memory_frames=30, motion=0.5),
+    "video": MatcherConfig(
+        init_score=0.3, obj_score=0.05, match_score=0.4, memory_frames=30, assignment="hungarian", motion=0.5
+    ),
 }
 
 
@@ -294,12 +296,12 @@ EMBEDDED_MODELS = (
     ModelEntry(
         name="masa-tiny",
         room="tracking",
-        summary="small MASA, trained by this project on stills of openly licensed pictures",
+        summary="small MASA as its training begins: a histogram of learned colours (see the card)",
         source="embedded",
         location="masa-tiny.safetensors",
         parameters=1_387_637,
         licence="Apache-2.0; training pictures CC0, CC BY, CC BY-SA, LGPL and GPL (see the card)",
-        bytes=2_793_498,
+        bytes=2_793_634,
         card="README.md#model-card",
     ),
     ModelEntry(
