@@ -617,8 +617,8 @@ def train(
 def reproduce(
     output: Path = Path("results/reproduce/agent.json"),
     seeds: tuple[int, ...] = (0, 1, 2),
-    loose_steps: int = 120,
-    strict_steps: int = 80,
+    loose_steps: int = 60,
+    strict_steps: int = 40,
     quick: bool = False,
     runs: Path = Path("runs/reproduce-agent"),
 ) -> object:

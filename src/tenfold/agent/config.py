@@ -18,7 +18,7 @@ MODELS: tuple[ModelEntry, ...] = (
         location="tenfold-seeker.safetensors",
         parameters=154_816,
         licence="Apache-2.0",
-        bytes=622_424,
+        bytes=622_392,
         card="README.md#model-card",
     ),
 )
