@@ -15,7 +15,7 @@ from tenfold.depth.training_verbs import TRAINING_VERBS
 
 OutputFolder = Annotated[Path, arg(aliases=["-o"])]
 Format = Literal["png16", "npy", "npz", "exr", "colormap", "ply", "glb", "mesh", "json", "html"]
-DEFAULT_MODEL = "unidepth-v2-vits14"
+DEFAULT_MODEL = "tenfold-depth-tiny"
 
 
 def predict(
@@ -45,7 +45,7 @@ def predict(
     Args:
         paths: pictures, films, and folders of them.
         output: folder for the results.
-        model: official or built-in name, hub id, folder, or weights file.
+        model: official or built-in name, hub id, folder, or weights file; the default is built in, and a toy.
         camera: the camera, where it is known: a file (JSON or .npy, see docs/depth.md), exif (the focal length that the
             photograph carries), or auto (that, where there is one). Otherwise it is predicted.
         fov_x: horizontal field of view in degrees, where that is known.
@@ -87,6 +87,11 @@ def predict(
     from tenfold.depth.predictor import Depth, DepthEstimator
 
     set_threads()
+    if model == DEFAULT_MODEL:
+        console.warn(
+            f"{model} has seen rendered rooms only: its metres are no measurement. "
+            "--model unidepth-v2-vits14 loads the authors' network (CC BY-NC 4.0)"
+        )
     estimator = DepthEstimator.from_pretrained(model, device, precision)
     settings = batch.Settings(format, scale, max_depth, camera, fov_x, resolution_level, uncertainty, shared_camera)
     shown: list[tuple[str, Depth]] = []

@@ -169,7 +169,7 @@ PRESETS: dict[str, UniDepthConfig] = {
     "tenfold-depth-tiny": TINY,
 }
 
-PARAMETERS = {  # counted on the official code; tenfold-depth-tiny on ours
+PARAMETERS = {  # counted on the official code
     "unidepth-v2-vits14": 34_184_323,
     "unidepth-v2-vitb14": 114_421_379,
     "unidepth-v2-vitl14": 353_831_043,
@@ -198,7 +198,19 @@ OFFICIAL_MODELS = tuple(
     for name, summary in _SUMMARIES.items()
 )
 
-EMBEDDED_MODELS: tuple[ModelEntry, ...] = ()
+EMBEDDED_MODELS = (
+    ModelEntry(
+        name="tenfold-depth-tiny",
+        room="depth",
+        summary="small UniDepthV2, trained by this project on rendered rooms: shows how it works, not for measuring",
+        source="embedded",
+        location="tenfold-depth-tiny.safetensors",
+        parameters=1_520_995,
+        licence="Apache-2.0",
+        bytes=3_072_574,
+        card="README.md#model-card",
+    ),
+)
 
 MODELS = EMBEDDED_MODELS + OFFICIAL_MODELS
 
