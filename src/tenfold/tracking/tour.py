@@ -27,7 +27,8 @@ MOTION_ONLY = MatcherConfig(
 NOTES = (
     "The clip is generated: figures in three colours that walk, hide each other and turn round; a tenth of their boxes "
     "is missed and all are shaken. The network never saw such figures.",
-    "masa-tiny is a small network trained by this project on stills, not the authors'. Theirs load by name or file.",
+    "masa-tiny is a small network of this project, not the authors'. It stands where its training begins: as a colour "
+    "histogram read in stripes. The authors' networks load by name or file.",
     "Motion alone is the Kalman filter and overlap of this room with the same rules and the same boxes.",
 )
 
