@@ -408,7 +408,7 @@ def test_bash_completes_rooms_verbs_options_and_choices(main: Main, tmp_path: Pa
     script = tmp_path / "tenfold.bash"
     script.write_text(out)
     (tmp_path / "picture.png").write_bytes(b"")
-    assert complete(script, "tenfold de", tmp_path) == ["demo"]
+    assert complete(script, "tenfold dem", tmp_path) == ["demo"]
     assert complete(script, "tenfold mo", tmp_path) == ["models"]
     assert set(complete(script, "tenfold ", tmp_path)) == {*cli.ROOMS, *cli.HOUSE}
     assert complete(script, "tenfold demo dr", tmp_path) == ["draw"]

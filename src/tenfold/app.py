@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 _MONO = ("ui-monospace", "Menlo", "Consolas", "monospace")
 _CSS = """
+.tab-wrapper { width: 0; min-width: 100%; overflow-x: auto; }
 .gradio-container { max-width: 72rem !important; margin: 0 auto !important; }
 .gradio-container h1 { font-size: 1.9rem; letter-spacing: -0.01em; margin: 0.6rem 0 0.2rem; }
 """
