@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 HOPS = (1, 2, 3, 4, 5)
 SFT_WEIGHTS = {1: 0.48, 2: 0.45, 3: 0.04, 4: 0.03}
-# Mostly the depths that the cold start leaves open. Chosen by the accuracy of the training's own rollouts, which begin with
-# other people than the questions that are measured.
+# Mostly the depths that the cold start leaves open. Chosen by the accuracy of the training's own rollouts, which begin
+# with other people than the questions that are measured.
 RL_WEIGHTS = {1: 0.05, 2: 0.1, 3: 0.35, 4: 0.5}
 # The share of questions about facts known by heart, in the control that has them; their depth is 0.
 KNOWN_SHARE = 0.2
