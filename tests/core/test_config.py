@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tenfold.core.config import from_mapping, load_yaml, near, save_yaml, to_yaml
+from tenfold.core.config import from_mapping, load_yaml, named_or_yaml, near, replaced, save_yaml, to_yaml
 from tenfold.core.console import UserError
 
 
@@ -64,6 +64,16 @@ outers = st.builds(
 @given(config=outers)
 def test_yaml_gives_back_the_configuration_that_was_written(config: Outer) -> None:
     assert from_mapping(Outer, yaml.safe_load(to_yaml(config))) == config
+
+
+@dataclass(frozen=True)
+class Limits:
+    low: int
+    high: int
+
+    def __post_init__(self) -> None:
+        if self.low > self.high:
+            raise ValueError("low is above high")
 
 
 def test_not_a_number_survives_yaml(tmp_path: Path) -> None:
@@ -148,3 +158,21 @@ def test_yaml_keeps_the_order_of_the_fields() -> None:
 def test_near_names_the_closest_and_else_all() -> None:
     assert near("uspcale", ["upscale", "train"]) == "did you mean upscale?"
     assert near("qqq", ["upscale", "train"]) == "known: upscale, train"
+
+
+def test_options_that_were_left_out_change_nothing() -> None:
+    start = Limits(1, 3)
+    assert replaced(start, low=None, high=None) == start
+    assert replaced(start, low=2, high=None) == Limits(2, 3)
+    with pytest.raises(UserError, match="cannot be used: low is above high"):
+        replaced(start, low=4)
+
+
+def test_a_configuration_is_one_of_the_known_or_a_yaml_file(tmp_path: Path) -> None:
+    known = {"narrow": Limits(1, 2)}
+    assert named_or_yaml(Limits, "narrow", known) == Limits(1, 2)
+    file = tmp_path / "mine.yaml"
+    save_yaml(file, Limits(0, 9))
+    assert named_or_yaml(Limits, str(file), known) == Limits(0, 9)
+    with pytest.raises(UserError, match="--recipe narow: neither a YAML file nor a known recipe; did you mean narrow"):
+        named_or_yaml(Limits, "narow", known)

@@ -13,12 +13,16 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
 
 from tenfold.core.console import UserError
 from tenfold.core.files import write_bytes
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 Config = TypeVar("Config")
+Instance = TypeVar("Instance", bound="DataclassInstance")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +113,31 @@ def load_yaml(cls: type[Config], path: Path | str) -> Config:
         return from_mapping(cls, content)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def named_or_yaml(cls: type[Config], name: str, known: Mapping[str, Config], option: str = "--recipe") -> Config:
+    """The configuration that an option names: one of `known`, or the content of a YAML file.
+
+    Raises:
+        UserError: neither a known name nor a .yaml or .yml file, or one that does not fit (see `load_yaml`).
+    """
+    if name in known:
+        return known[name]
+    if Path(name).suffix in (".yaml", ".yml"):
+        return load_yaml(cls, name)
+    raise UserError(f"{option} {name}: neither a YAML file nor a known recipe; {near(name, list(known))}")
+
+
+def replaced(config: Instance, **changes: object) -> Instance:
+    """`config` with those changes that are not None: what options that were left out do not touch.
+
+    Raises:
+        UserError: the changed fields do not fit together.
+    """
+    try:
+        return dataclasses.replace(config, **{name: value for name, value in changes.items() if value is not None})
+    except ValueError as error:
+        raise UserError(f"these settings cannot be used: {error}") from None
 
 
 def from_mapping(cls: type[Config], mapping: Mapping[str, Any], where: str = "") -> Config:

@@ -10,6 +10,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -84,3 +85,15 @@ def readable_errors(handler: Callable[P, R]) -> Callable[P, R]:
 def result_file(name: str) -> Path:
     """A path for a file that a visitor may download, in a folder of its own that goes when the server ends."""
     return Path(tempfile.mkdtemp(dir=os.environ.get("GRADIO_TEMP_DIR"))) / name
+
+
+def asset_copy(package: str, name: str) -> str:
+    """The path of a copy of a room's asset, as if a visitor had uploaded it.
+
+    Args:
+        package: the room's, such as `tenfold.superres`.
+        name: of the file in its assets.
+    """
+    copy = result_file(name)
+    copy.write_bytes((resources.files(package) / "assets" / name).read_bytes())
+    return str(copy)

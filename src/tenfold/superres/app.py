@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from importlib import resources
 from pathlib import Path
 
 from PIL import Image
@@ -11,7 +10,7 @@ from PIL import Image
 from tenfold.core import images
 from tenfold.core.console import UserError
 from tenfold.core.images import Picture
-from tenfold.core.web import readable_errors, result_file
+from tenfold.core.web import asset_copy, readable_errors, result_file
 from tenfold.superres.config import MODELS
 from tenfold.superres.predictor import Progress, Upscaler
 from tenfold.superres.tour import PHOTOGRAPH
@@ -58,9 +57,7 @@ def tab() -> None:
 
 def built_in_photograph() -> str:
     """A copy of the tour's photograph, as if it had been uploaded."""
-    copy = result_file(PHOTOGRAPH)
-    copy.write_bytes((resources.files("tenfold.superres") / "assets" / PHOTOGRAPH).read_bytes())
-    return str(copy)
+    return asset_copy("tenfold.superres", PHOTOGRAPH)
 
 
 @functools.lru_cache(maxsize=2)

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 OutputFolder = Annotated[Path, arg(aliases=["-o"])]
 Precision = Literal["fp32", "bf16", "fp16"]
-Config = TypeVar("Config")
 
 
 def upscale(
@@ -292,20 +291,15 @@ def train(
     """
     import dataclasses
 
-    from tenfold.core.config import load_yaml, near
+    from tenfold.core.config import named_or_yaml, replaced
     from tenfold.superres.config import RECIPES, Recipe
 
     if not images:
         raise UserError("no folder of images given: tenfold superres train FOLDER -o RUN")
 
-    if recipe in RECIPES:
-        chosen = RECIPES[recipe]
-    elif Path(recipe).suffix in (".yaml", ".yml"):
-        chosen = load_yaml(Recipe, recipe)
-    else:
-        raise UserError(f"--recipe {recipe}: neither a YAML file nor a known recipe; {near(recipe, list(RECIPES))}")
-    model = _replaced(chosen.model, variant=variant, scale=scale)
-    settings = _replaced(
+    chosen = named_or_yaml(Recipe, recipe, RECIPES)
+    model = replaced(chosen.model, variant=variant, scale=scale)
+    settings = replaced(
         chosen.train,
         init=init,
         iterations=iterations,
@@ -333,16 +327,6 @@ def train(
         device=device,
     )
     return dataclasses.asdict(result)
-
-
-def _replaced(config: Config, **changes: object) -> Config:
-    """`config` with those changes that are not None. Raises UserError where they do not fit together."""
-    import dataclasses
-
-    try:
-        return dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})  # type: ignore[type-var]
-    except ValueError as error:
-        raise UserError(f"these settings cannot be used: {error}") from None
 
 
 def export(model: Positional[str], output: Annotated[Path, arg(aliases=["-o"])]) -> object:

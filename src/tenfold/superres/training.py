@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from tenfold.core import checkpoint
-from tenfold.core.console import UserError, say, warn
-from tenfold.core.training import FitConfig, FitResult, Schedule, cosine, fit, multistep
+from tenfold.core.console import UserError, say
+from tenfold.core.training import FitConfig, FitResult, Schedule, cosine, fit, load_trained, multistep
 from tenfold.superres.checkpoint import load_model, official_arguments, save_model
 from tenfold.superres.config import HiTConfig, TrainConfig
 from tenfold.superres.data import PatchPairs, read_pair
@@ -222,10 +222,6 @@ def train(
         metadata={"config": json.dumps(official_arguments(model_config))},
         device=device,
     )
-    if result.finished:
-        # Read back: the weights on the disk are the averaged ones, where an average is kept.
-        checkpoint.load_into(model, checkpoint.load_file(result.weights).tensors, str(result.weights))
+    if load_trained(model, result):
         save_model(run_dir / f"hit-{model_config.variant}-x{model_config.scale}.safetensors", model, metadata)
-    else:
-        warn("the run was ended before its last step: no network is written")
     return result
