@@ -131,7 +131,8 @@ def start_colours(model: Masa, stills: StillSet, seed: int) -> None:
     samples = ((np.concatenate(pixels) - np.array(MEAN)) / np.array(STD)).astype(np.float32)
     cv2.setRNGSeed(seed)
     stop = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 30, 1e-3)
-    _, _, centres = cv2.kmeans(samples, model.config.colours, None, stop, 1, cv2.KMEANS_PP_CENTERS)  # type: ignore[call-overload]
+    labels = np.zeros((len(samples), 1), np.int32)  # to be filled
+    _, _, centres = cv2.kmeans(samples, model.config.colours, labels, stop, 1, cv2.KMEANS_PP_CENTERS)
     model.colour.start_from(torch.from_numpy(centres))
 
 
