@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tenfold.core import checkpoint
-from tenfold.core.console import UserError, warn
+from tenfold.core.console import UserError
 from tenfold.core.training import FitConfig, FitResult, cosine, fit
 from tenfold.tracking.checkpoint import header, save_model
 from tenfold.tracking.config import MasaConfig, TrainConfig
@@ -187,9 +187,7 @@ def train(
         metadata=header(model_config),
         device=device,
     )
-    if result.finished:
-        checkpoint.load_into(model, checkpoint.load_file(result.weights).tensors, str(result.weights))
-        save_model(Path(run_dir) / "masa.safetensors", model, metadata, half=True)
-    else:
-        warn("the run was ended before its last step: no network is written")
+    # Read back: the weights on the disk are the averaged ones, where an average is kept.
+    checkpoint.load_into(model, checkpoint.load_file(result.weights).tensors, str(result.weights))
+    save_model(Path(run_dir) / "masa.safetensors", model, metadata, half=True)
     return result
