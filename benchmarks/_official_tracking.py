@@ -44,8 +44,8 @@ class TaoTracker:
         ids[new] = torch.arange(self.count, self.count + int(new.sum()))
         self.count += int(new.sum())
         kept = ids > -1
-        for number, box, embed, label in zip(ids[kept], boxes[kept], embeds[kept], labels[kept], strict=True):
-            number = int(number)
+        for identity, box, embed, label in zip(ids[kept], boxes[kept], embeds[kept], labels[kept], strict=True):
+            number = int(identity)
             if number in self.tracks:
                 track = self.tracks[number]
                 track["embed"] = (1 - self.momentum) * track["embed"] + self.momentum * embed
@@ -101,17 +101,17 @@ class BddTracker:
         ids[new] = torch.arange(self.count, self.count + int(new.sum()))
         self.count += int(new.sum())
         kept = ids > -1
-        for number, box, embed in zip(ids[kept], boxes[kept], embeds[kept], strict=True):
-            number = int(number)
-            if number in self.tracks:
-                track = self.tracks[number]
+        for identity, box, embed in zip(ids[kept], boxes[kept], embeds[kept], strict=True):
+            key = int(identity)
+            if key in self.tracks:
+                track = self.tracks[key]
                 velocity = (box - track["box"]) / (frame - track["frame"])
                 track["velocity"] = (track["velocity"] * track["seen"] + velocity) / (track["seen"] + 1)
                 track["embed"] = 0.2 * track["embed"] + 0.8 * embed
                 track.update(box=box, frame=frame, seen=track["seen"] + 1)
             else:
                 zero = torch.zeros_like(box)
-                self.tracks[number] = {"box": box, "embed": embed, "frame": frame, "velocity": zero, "seen": 0}
+                self.tracks[key] = {"box": box, "embed": embed, "frame": frame, "velocity": zero, "seen": 0}
         rest = torch.nonzero(ids == -1).squeeze(1)
         overlaps = box_iou(boxes[rest], boxes)
         for i, index in enumerate(rest.clone()):
@@ -119,8 +119,8 @@ class BddTracker:
                 rest[i] = -1
         rest = rest[rest > -1]
         self.backdrops = [{"embeds": embeds[rest]}]
-        for number in [n for n, track in self.tracks.items() if frame - track["frame"] >= 10]:
-            del self.tracks[number]
+        for key in [n for n, track in self.tracks.items() if frame - track["frame"] >= 10]:
+            del self.tracks[key]
         return ids[kept]
 
 

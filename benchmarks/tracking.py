@@ -13,7 +13,6 @@ import io
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,9 +62,9 @@ def official(tracker: TaoTracker | BddTracker) -> Step:
     return step
 
 
-def ours(name: str, **changes: object) -> Step:
+def ours(name: str) -> Step:
     """Our association under a named set of rules."""
-    tracker = Associator(replace(MATCHERS[name], **changes))  # type: ignore[arg-type]
+    tracker = Associator(MATCHERS[name])
     return lambda number, frame: tracker.update(*frame, number).ids.tolist()
 
 
@@ -155,7 +154,8 @@ def adapter(size: tuple[int, int], turns: int) -> tuple[dict[str, list[float]], 
     torch.manual_seed(0)
     model = Masa(MasaConfig(rcnn_layers=0)).eval()
     for block in model.fusion.blocks:
-        torch.nn.init.normal_(block.offset.weight, 0, 0.02)  # type: ignore[union-attr,arg-type]
+        assert isinstance(block, fusion.FusionBlock)
+        torch.nn.init.normal_(block.offset.weight, 0, 0.02)
     kernels = {"torchvision's kernel": plain_deform_conv, "ours": fusion.modulated_deform_conv}
     seconds: dict[str, list[float]] = {name: [] for name in kernels}
     difference = 0.0
@@ -167,12 +167,12 @@ def adapter(size: tuple[int, int], turns: int) -> tuple[dict[str, list[float]], 
         ]
         outputs = []
         for name, kernel in kernels.items():
-            fusion.modulated_deform_conv = kernel  # type: ignore[assignment]
+            fusion.modulated_deform_conv = kernel
             start = time.process_time()
             outputs.append(model.features(maps))
             if turn:
                 seconds[name].append(time.process_time() - start)
-        fusion.modulated_deform_conv = kernels["ours"]  # type: ignore[assignment]
+        fusion.modulated_deform_conv = kernels["ours"]
         difference = max(difference, *(float((a - b).abs().max()) for a, b in zip(*outputs, strict=True)))
     return seconds, difference
 

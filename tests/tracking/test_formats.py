@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tenfold.core.console import UserError
-from tenfold.tracking.data import coco_video, kitti, motchallenge, scalabel
+from tenfold.tracking.data import coco_video, kitti, motchallenge, reading, scalabel
 from tenfold.tracking.data.table import BoxTable
 
 
@@ -118,3 +118,18 @@ def test_foreign_json_is_refused_in_one_line(tmp_path: Path, reader, content: st
     with pytest.raises(UserError) as error:
         reader(path)
     assert "\n" not in str(error.value)
+
+
+def test_formats_are_told_apart_by_their_content(tmp_path: Path) -> None:
+    for name, write in (("mot.txt", motchallenge.write), ("kitti.txt", kitti.write)):
+        write(tmp_path / name, tracks())
+        same(reading.read(tmp_path / name), tracks())
+    for name, write_videos in (("bdd.json", scalabel.write), ("coco.json", coco_video.write)):
+        write_videos(tmp_path / name, {"a": tracks()}, {})
+        same(reading.read(tmp_path / name), tracks())
+    write_videos(tmp_path / "two.json", {"a": tracks(), "b": tracks()}, {})
+    with pytest.raises(UserError, match="holds 2 videos"):
+        reading.read(tmp_path / "two.json")
+    (tmp_path / "x.json").write_bytes(b"\xff\xfe[1]")
+    with pytest.raises(UserError, match="not readable as json"):
+        reading.read(tmp_path / "x.json")

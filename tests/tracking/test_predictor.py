@@ -141,7 +141,7 @@ def test_own_proposals_need_the_head(tmp_path: Path) -> None:
 def test_builtin_detector_finds_what_is_in_a_photograph() -> None:
     from skimage.data import astronaut, chelsea, coffee
 
-    detector = NanoDet(threads=1)
+    detector = NanoDet()
     for image, name in ((astronaut(), "person"), (chelsea(), "cat"), (coffee(), "cup")):
         found = detector.detect(image)
         assert name in found.names

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tenfold.core.console import UserError
 from tenfold.core.video import READABLE_SUFFIXES, VideoReader, VideoWriter
 from tenfold.core.web import readable_errors, result_file
+
+if TYPE_CHECKING:
+    from tenfold.tracking.predictor import Embedder
 
 # A visitor waits for the result: about two minutes on two cores.
 MAX_FRAMES = 900
@@ -52,7 +56,7 @@ def generated_clip() -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _embedder() -> object:
+def _embedder() -> Embedder:
     """The network, kept for the next visitor."""
     from tenfold.core.devices import resolve_device
     from tenfold.tracking import checkpoint
@@ -83,7 +87,7 @@ def track_upload(path: str | None, classes: str, score: float) -> tuple[str, str
         raise UserError(f"This page takes up to {MAX_FRAMES} frames and the video has {frames}: use the command line.")
     prompts = parse_prompts(classes) if classes.strip() else None
     detect = load_detector(EMBEDDED, prompts, score_threshold=score)
-    tracker = Tracker(_embedder(), find_matcher("video"), detect)  # type: ignore[arg-type]
+    tracker = Tracker(_embedder(), find_matcher("video"), detect)
     video, text = result_file(f"{Path(path).stem}-tracked.mp4"), result_file(f"{Path(path).stem}.txt")
     result = streaming.track_video(streaming.open_source(Path(path)), tracker, save=video, mot=text)
     details = (

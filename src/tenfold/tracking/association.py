@@ -72,14 +72,11 @@ class Associator:
         """
         frame = self._frame + 1 if frame is None else frame
         passed = max(frame - self._frame, 1) if self._frame >= 0 else 1
-        if not len(boxes):
-            if self.motion is not None and self._frame >= 0:
-                self.motion.predict(min(passed, self.config.memory_frames))
-            self._frame = frame
-            return _NOTHING
         self._frame = frame
         if self.motion is not None:
             self.motion.predict(min(passed, self.config.memory_frames))
+        if not len(boxes):
+            return _NOTHING
         order = np.argsort(-np.asarray(scores), kind="stable")
         boxes, scores = np.asarray(boxes, np.float32)[order], np.asarray(scores, np.float32)[order]
         keep = ~self._superfluous(boxes, scores)
@@ -88,7 +85,7 @@ class Associator:
         labels, embeds = np.asarray(labels, np.int64)[order], np.asarray(embeds, np.float32)[order]
         found = self._assign(boxes, scores, labels, embeds, frame)
         ids = self._identities(found, scores)
-        self._remember(found, ids, boxes, scores, labels, embeds, frame)
+        self._remember(found, ids, boxes, labels, embeds, frame)
         tracked = ids >= 0
         return Associated(order[tracked], ids[tracked])
 
@@ -165,7 +162,8 @@ class Associator:
         """Identity of each box: its track's, a new one, or the mark that it has none."""
         ids = found.copy()
         matched = found >= 0
-        ids[matched] = self.memory.ids[found[matched]] if matched.any() else ids[matched]
+        if matched.any():
+            ids[matched] = self.memory.ids[found[matched]]
         born = (found == matching.UNMATCHED) & (scores > self.config.init_score)
         count = int(born.sum())
         ids[born] = np.arange(self.next_id, self.next_id + count)
@@ -177,7 +175,6 @@ class Associator:
         found: np.ndarray,
         ids: np.ndarray,
         boxes: np.ndarray,
-        scores: np.ndarray,
         labels: np.ndarray,
         embeds: np.ndarray,
         frame: int,
@@ -191,7 +188,6 @@ class Associator:
                 config.momentum,
                 boxes=boxes[matched],
                 labels=labels[matched],
-                scores=scores[matched],
                 embeds=embeds[matched],
                 frames=np.full(len(rows), frame),
             )
@@ -202,7 +198,6 @@ class Associator:
             ids=ids[born],
             boxes=boxes[born],
             labels=labels[born],
-            scores=scores[born],
             embeds=embeds[born],
             frames=np.full(int(born.sum()), frame),
         )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from tenfold.tracking.boxes import reaching, with_area
 from tenfold.tracking.config import AugmentConfig
 
 PAD = 114
@@ -74,11 +75,11 @@ def make_view(first: Still, second: Still | None, config: AugmentConfig, rng: np
     image = warp(first.image, to_view[0], config.size)
     boxes = clip(project(affine, first.boxes_xyxy), width, height)
     ids, sources = [first.ids], [np.zeros(len(first.ids), np.int64)]
-    kept = [(boxes, _has_area(boxes))]
+    kept = [(boxes, with_area(boxes))]
     if second is not None and placed is not None:
         image = mix(image, warp(second.image, to_view[1], config.size))
         other = project(placed, second.boxes_xyxy)
-        kept.append((other, _overlaps(other, width, height)))
+        kept.append((other, reaching(other, width, height)))
         ids.append(second.ids)
         sources.append(np.ones(len(second.ids), np.int64))
     image = shift_colour(image, gains)
@@ -88,7 +89,7 @@ def make_view(first: Still, second: Still | None, config: AugmentConfig, rng: np
     keep = np.concatenate([k for _, k in kept])
     found = project(frame, found)
     sides = found[:, 2:] - found[:, :2]
-    keep &= _overlaps(found, config.size, config.size) & (sides > 1).all(1)
+    keep &= reaching(found, config.size, config.size) & (sides > 1).all(1)
     return View(
         image=image,
         boxes_xyxy=found[keep].astype(np.float32),
@@ -190,11 +191,3 @@ def project(homography: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 def clip(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
     """Boxes cut to a picture."""
     return np.clip(boxes, 0, [width, height, width, height])
-
-
-def _has_area(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-
-
-def _overlaps(boxes: np.ndarray, width: float, height: float) -> np.ndarray:
-    return (boxes[:, 0] < width) & (boxes[:, 1] < height) & (boxes[:, 2] > 0) & (boxes[:, 3] > 0)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -57,30 +57,38 @@ FOUNDATION = "detector."
 OFFSETS: dict[int, Fusion] = {81: "deform", 27: "dyhead"}
 
 
-def _rule(old: str, new: str) -> tuple[re.Pattern[str], str]:
-    return re.compile("^" + re.escape(old).replace(r"\#", r"(\d+)") + r"(?=\.)"), new.replace("#", r"\1")
+Rules = list[tuple[re.Pattern[str], str]]
 
 
-_TO_OURS = [_rule(official, ours) for official, ours in NAMES]
-_TO_OFFICIAL = [_rule(ours, official) for official, ours in NAMES]
+def rules(names: Iterable[tuple[str, str]]) -> Rules:
+    """A table of (old, new) dotted prefixes, `#` being a number, made ready for `renamed`."""
+    return [
+        (re.compile("^" + re.escape(old).replace(r"\#", r"(\d+)") + r"(?=\.)"), new.replace("#", r"\1"))
+        for old, new in names
+    ]
 
 
-def our_name(official: str) -> str:
-    """Our name of an official key; an unknown one is returned as it is."""
-    return _renamed(official, _TO_OURS)
-
-
-def official_name(ours: str) -> str:
-    """The official name of one of our keys; the inverse of `our_name`."""
-    return _renamed(ours.replace("pyramid.top_down.", "pyramid."), _TO_OFFICIAL)
-
-
-def _renamed(key: str, rules: list[tuple[re.Pattern[str], str]]) -> str:
-    for pattern, replacement in rules:
+def renamed(key: str, table: Rules) -> str:
+    """A key under the first rule that fits; one that no rule knows is returned as it is."""
+    for pattern, replacement in table:
         found, count = pattern.subn(replacement, key)
         if count:
             return found
     return key
+
+
+_TO_OURS = rules(NAMES)
+_TO_OFFICIAL = rules((ours, official) for official, ours in NAMES)
+
+
+def our_name(official: str) -> str:
+    """Our name of an official key; an unknown one is returned as it is."""
+    return renamed(official, _TO_OURS)
+
+
+def official_name(ours: str) -> str:
+    """The official name of one of our keys; the inverse of `our_name`."""
+    return renamed(ours.replace("pyramid.top_down.", "pyramid."), _TO_OFFICIAL)
 
 
 def to_ours(official: Mapping[str, Tensor], config: MasaConfig) -> dict[str, Tensor]:
@@ -211,7 +219,7 @@ def header(config: MasaConfig) -> dict[str, str]:
     return {"config": json.dumps(asdict(config))}
 
 
-def save_model(path: Any, model: Masa, metadata: Mapping[str, str] | None = None, half: bool = False) -> None:
+def save_model(path: Path | str, model: Masa, metadata: Mapping[str, str] | None = None, half: bool = False) -> None:
     """Write a network in our layout, its configuration in the header.
 
     Args:

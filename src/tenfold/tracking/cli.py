@@ -13,12 +13,11 @@ from tenfold.core.console import UserError
 from tenfold.core.devices import DeviceName
 
 if TYPE_CHECKING:
-    from tenfold.tracking.data.table import BoxTable
+    from tenfold.tracking.detection import Detect
 
 OutputFile = Annotated[Path, arg(aliases=["-o"])]
 OutputFolder = Annotated[Path, arg(aliases=["-o"])]
 MatcherName = Literal["video", "tao", "bdd", "demo"]
-BoxFormat = Literal["auto", "mot", "kitti", "bdd", "coco"]
 
 
 def track(
@@ -77,6 +76,7 @@ def track(
     from tenfold.core import foundation
     from tenfold.core.devices import resolve_device, set_threads
     from tenfold.tracking import checkpoint, streaming
+    from tenfold.tracking.data import reading
     from tenfold.tracking.detection import EMBEDDED, load_detector, parse_prompts
     from tenfold.tracking.predictor import PROPOSALS, Embedder, Tracker, find_matcher
 
@@ -84,9 +84,9 @@ def track(
     source = streaming.open_source(video, fps)
     observed = None
     if boxes is not None:
-        observed = streaming.boxes_from(read_boxes(boxes), 0.0 if min_score is None else min_score)
+        observed = streaming.boxes_from(reading.read(boxes), 0.0 if min_score is None else min_score)
     prompts = parse_prompts(text) if text is not None else None
-    detect: object = None
+    detect: Detect | Literal["proposals"] | None = None
     if segments is not None:
         detect = streaming.segments_as_detector(foundation.load_mask_generator(segments, device))
     elif detector == PROPOSALS:
@@ -94,7 +94,7 @@ def track(
     elif boxes is None:
         detect = load_detector(detector or EMBEDDED, prompts, device, min_score)
     loaded = checkpoint.load(model, proposals=detect == PROPOSALS)
-    tracker = Tracker(Embedder(loaded, resolve_device(device)), find_matcher(matcher), detect)  # type: ignore[arg-type]
+    tracker = Tracker(Embedder(loaded, resolve_device(device)), find_matcher(matcher), detect)
     segmenter = foundation.load_segmenter(masks, device) if masks is not None else None
     result = streaming.track_video(
         source, tracker, boxes=observed, segmenter=segmenter, save=save, mot=mot, jsonl=jsonl
@@ -112,33 +112,6 @@ def track(
         title=f"{video}: {loaded.origin}, rules {matcher}",
     )
     return result
-
-
-def read_boxes(path: Path, form: BoxFormat = "auto", truth: bool = False) -> BoxTable:
-    """A file of boxes of one video; `auto` tells the format by the content.
-
-    Raises:
-        UserError: no such file, an unknown format, or several videos in one file.
-    """
-    from tenfold.tracking.data import coco_video, kitti, motchallenge, scalabel
-
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    if form == "auto":
-        if path.suffix.lower() == ".json":
-            with path.open(encoding="utf-8", errors="replace") as file:
-                form = "coco" if '"annotations"' in file.read(1 << 16) or '"videos"' in path.read_text() else "bdd"
-        else:
-            with path.open(encoding="utf-8", errors="replace") as file:
-                form = "mot" if "," in file.readline() or not path.stat().st_size else "kitti"
-    if form == "mot":
-        return motchallenge.read(path, truth)
-    if form == "kitti":
-        return kitti.read(path)
-    tables = scalabel.read(path) if form == "bdd" else coco_video.read(path)
-    if len(tables) != 1:
-        raise UserError(f"{path}: holds {len(tables)} videos ({', '.join(list(tables)[:3])} ...): give a file with one")
-    return next(iter(tables.values()))
 
 
 def embed(
@@ -170,25 +143,14 @@ def embed(
     from tenfold.core.devices import resolve_device, set_threads
     from tenfold.core.files import atomic_write
     from tenfold.tracking import checkpoint, streaming
-    from tenfold.tracking.boxes import usable
+    from tenfold.tracking.data import reading
     from tenfold.tracking.predictor import Embedder
 
     set_threads()
     source = streaming.open_source(video, fps)
-    table = read_boxes(boxes)
+    table = reading.read(boxes)
     embedder = Embedder(checkpoint.load(model), resolve_device(device))
-    found, kept = [], []
-    with console.progress("embedding", source.count) as bar:
-        for number, frame in enumerate(source.frames()):
-            rows = table.rows(number)
-            if frame is not None and rows.start < rows.stop:
-                good = np.arange(rows.start, rows.stop)[usable(table.boxes_xyxy[rows], frame.shape[1::-1])]
-                if len(good):
-                    found.append(embedder.embed(embedder.features(frame), table.boxes_xyxy[good]))
-                    kept.append(good)
-            bar.advance()
-    chosen = np.concatenate(kept) if kept else np.zeros(0, int)
-    embeddings = np.concatenate(found) if found else np.zeros((0, embedder.length), np.float32)
+    chosen, embeddings = streaming.embed_video(source, table, embedder)
     with atomic_write(output) as temporary, temporary.open("wb") as file:
         np.savez(
             file,
@@ -225,8 +187,9 @@ def evaluate(
     import dataclasses
 
     from tenfold.tracking import evaluation
+    from tenfold.tracking.data import reading
 
-    pairs = [(read_boxes(path, truth=True), read_boxes(other)) for path, other in zip(truth, results, strict=True)]
+    pairs = [(reading.read(path, truth=True), reading.read(other)) for path, other in zip(truth, results, strict=True)]
     if teta:
         found = evaluation.teta(pairs)
         console.table(
@@ -235,9 +198,8 @@ def evaluate(
         )
         return found
     named = {str(path): pair for path, pair in zip(truth, pairs, strict=True)}
-    all_scores = {name: evaluation.evaluate_sequence(*pair, benchmark) for name, pair in named.items()}
-    combined = evaluation.evaluate_sequences(named, benchmark)
-    rows = [*all_scores.items(), *([("all", combined)] if len(named) > 1 else [])]
+    each, combined = evaluation.evaluate_each(named, benchmark)
+    rows = [*each.items(), *([("all", combined)] if len(named) > 1 else [])]
     shares = ("hota", "det_a", "ass_a", "idf1", "mota")
     console.table(
         ("sequence", "HOTA", "DetA", "AssA", "IDF1", "MOTA", "IDSW", "Frag"),

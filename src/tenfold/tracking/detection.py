@@ -18,6 +18,7 @@ from tenfold.core import foundation
 from tenfold.core.config import near
 from tenfold.core.console import UserError
 from tenfold.tracking.boxes import suppress, usable
+from tenfold.tracking.matching import softmax
 
 if TYPE_CHECKING:
     from supervision import Detections
@@ -25,9 +26,10 @@ if TYPE_CHECKING:
 Detect = Callable[[np.ndarray], "Detections"]
 
 EMBEDDED = "nanodet"
-NANODET_FILE = "nanodet-m-416.onnx"
+NANODET_FILE = "nanodet-g-416.onnx"
 NANODET_SIDE = 416
 NANODET_STRIDES = (8, 16, 32)
+NANODET_OVERLAP = 0.5  # of two boxes of a class, above which the weaker is dropped
 NANODET_MEAN = np.array([103.53, 116.28, 123.675], np.float32)  # BGR
 NANODET_STD = np.array([57.375, 57.12, 58.395], np.float32)
 
@@ -125,12 +127,10 @@ def supervision() -> Any:
 
 
 class NanoDet:
-    """NanoDet-m at 416 x 416: the 80 classes of COCO, small enough to be built in.
+    """NanoDet-g at 416 x 416: the 80 classes of COCO, small enough to be built in.
 
     Args:
         score_threshold: boxes below it are dropped.
-        overlap: non-maximum suppression within a class.
-        threads: of ONNX Runtime; 0 leaves it to the runtime.
 
     Raises:
         UserError: onnxruntime is not installed.
@@ -140,18 +140,20 @@ class NanoDet:
     is_stand_in = False
     class_names = COCO_CLASSES
 
-    def __init__(self, score_threshold: float = 0.35, overlap: float = 0.5, threads: int = 0) -> None:
+    def __init__(self, score_threshold: float = 0.35) -> None:
+        import torch
+
         try:
             import onnxruntime
         except ImportError:
             raise UserError("onnxruntime is not installed: run pip install 'tenfold[tracking]'") from None
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        # As many as torch has: the default pins one to each processor of the machine, which a container may not allow.
+        options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
         content = (resources.files("tenfold.tracking") / "weights" / NANODET_FILE).read_bytes()
         self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         self.score_threshold = score_threshold
-        self.overlap = overlap
 
     def detect(self, image: np.ndarray, prompts: Sequence[str] | None = None) -> foundation.Detections:
         """Boxes of COCO's classes, best first.
@@ -167,14 +169,13 @@ class NanoDet:
         small = cv2.resize(image, (NANODET_SIDE, NANODET_SIDE), interpolation=cv2.INTER_LINEAR)
         planes = (small[:, :, ::-1].astype(np.float32) - NANODET_MEAN) / NANODET_STD
         scores, sides = self._session.run(["scores", "boxes"], {"image": planes.transpose(2, 0, 1)[None]})
-        scale = np.array([image.shape[1], image.shape[0]] * 2, np.float32) / NANODET_SIDE
         boxes, scores, labels = decode(scores[0], sides[0], self.score_threshold)
         if prompts is not None:
             wanted = np.isin(labels, [self._label(prompt) for prompt in prompts])
             boxes, scores, labels = boxes[wanted], scores[wanted], labels[wanted]
-        kept = suppress(boxes, scores, self.overlap, labels)
+        kept = suppress(boxes, scores, NANODET_OVERLAP, labels)
         bound = np.array([image.shape[1], image.shape[0]] * 2, np.float32)
-        found = np.clip(boxes[kept] * scale, 0, bound)
+        found = np.clip(boxes[kept] * (bound / NANODET_SIDE), 0, bound)
         return foundation.Detections(found, scores[kept], labels[kept], COCO_CLASSES)
 
     def _label(self, prompt: str) -> int:
@@ -214,8 +215,7 @@ def decode(scores: np.ndarray, sides: np.ndarray, threshold: float) -> tuple[np.
     chosen = np.flatnonzero(best > threshold)
     centres, strides = _centres()
     bins = sides[chosen].reshape(-1, 4, 11)
-    bins = np.exp(bins - bins.max(2, keepdims=True))
-    distance = (bins / bins.sum(2, keepdims=True)) @ np.arange(11, dtype=np.float32) * strides[chosen, None]
+    distance = softmax(bins, 2) @ np.arange(11, dtype=np.float32) * strides[chosen, None]
     centre = centres[chosen]
     boxes = np.concatenate((centre - distance[:, :2], centre + distance[:, 2:]), axis=1)
     return boxes, best[chosen], labels[chosen]

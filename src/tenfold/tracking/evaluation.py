@@ -68,7 +68,47 @@ def evaluate_sequence(truth: BoxTable, result: BoxTable, benchmark: Benchmark = 
 
 def evaluate_sequences(pairs: Mapping[str, tuple[BoxTable, BoxTable]], benchmark: Benchmark = "plain") -> Scores:
     """Score several sequences taken together, by summing counts as the reference does; see `evaluate_sequence`."""
-    fields = detailed(pairs, benchmark)
+    return _scores(detailed(pairs, benchmark))
+
+
+def evaluate_each(
+    pairs: Mapping[str, tuple[BoxTable, BoxTable]], benchmark: Benchmark = "plain"
+) -> tuple[dict[str, Scores], Scores]:
+    """Scores of each sequence, by its name, and of all taken together; see `evaluate_sequence`."""
+    judged = _judge(pairs, benchmark)
+    return {name: _scores(_combined({name: own})) for name, own in judged.items()}, _scores(_combined(judged))
+
+
+def detailed(pairs: Mapping[str, tuple[BoxTable, BoxTable]], benchmark: Benchmark = "plain") -> dict[str, Any]:
+    """Every field of trackeval's HOTA, CLEAR and Identity, as `FAMILY.FIELD`; see `evaluate_sequences`."""
+    return _combined(_judge(pairs, benchmark))
+
+
+def _judge(
+    pairs: Mapping[str, tuple[BoxTable, BoxTable]], benchmark: Benchmark
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Every field of each family of scores, of each sequence by itself."""
+    metrics = _metrics()
+    judged = {}
+    for name, (truth, result) in pairs.items():
+        data = _arrays(*_prepared(truth, result, benchmark), name)
+        judged[name] = {family: metric.eval_sequence(data) for family, metric in metrics.items()}
+    return judged
+
+
+def _combined(judged: Mapping[str, Mapping[str, dict[str, Any]]]) -> dict[str, Any]:
+    """What `_judge` found of some sequences, taken together, as `FAMILY.FIELD`."""
+    fields: dict[str, Any] = {}
+    for family, metric in _metrics().items():
+        results = {name: own[family] for name, own in judged.items()}
+        combined = metric.combine_sequences(results) if len(results) > 1 else next(iter(results.values()))
+        fields |= {f"{family}.{field}": value for field, value in combined.items()}
+    if not fields["CLEAR.CLR_TP"] + fields["CLEAR.CLR_FN"]:
+        raise UserError("the ground truth has no box to be found, so nothing can be scored")
+    return fields
+
+
+def _scores(fields: Mapping[str, Any]) -> Scores:
     mean = {name: float(np.mean(fields[f"HOTA.{name}"])) for name in ("HOTA", "DetA", "AssA", "LocA")}
     return Scores(
         hota=mean["HOTA"],
@@ -84,20 +124,6 @@ def evaluate_sequences(pairs: Mapping[str, tuple[BoxTable, BoxTable]], benchmark
         truth_boxes=int(fields["CLEAR.CLR_TP"] + fields["CLEAR.CLR_FN"]),
         result_boxes=int(fields["CLEAR.CLR_TP"] + fields["CLEAR.CLR_FP"]),
     )
-
-
-def detailed(pairs: Mapping[str, tuple[BoxTable, BoxTable]], benchmark: Benchmark = "plain") -> dict[str, Any]:
-    """Every field of trackeval's HOTA, CLEAR and Identity, as `FAMILY.FIELD`; see `evaluate_sequences`."""
-    metrics = _metrics()
-    data = {name: _arrays(*_prepared(truth, result, benchmark), name) for name, (truth, result) in pairs.items()}
-    if not sum(each["num_gt_dets"] for each in data.values()):
-        raise UserError("the ground truth has no box to be found, so nothing can be scored")
-    fields: dict[str, Any] = {}
-    for family, metric in metrics.items():
-        results = {name: metric.eval_sequence(each) for name, each in data.items()}
-        combined = metric.combine_sequences(results) if len(results) > 1 else next(iter(results.values()))
-        fields |= {f"{family}.{field}": value for field, value in combined.items()}
-    return fields
 
 
 def _metrics() -> dict[str, Any]:
@@ -128,7 +154,7 @@ def _arrays(truth: BoxTable, result: BoxTable, name: str) -> dict[str, Any]:
         ours, theirs = truth.rows(number), result.rows(number)
         data["gt_ids"].append(truth_numbers[ours])
         data["tracker_ids"].append(result_numbers[theirs])
-        data["similarity_scores"].append(precise_iou(truth.boxes_xyxy[ours], result.boxes_xyxy[theirs]))
+        data["similarity_scores"].append(iou(truth.boxes_xyxy[ours], result.boxes_xyxy[theirs], np.float64))
     return data | {
         "num_timesteps": len(data["gt_ids"]),
         "num_gt_ids": len(truth_ids),
@@ -138,24 +164,14 @@ def _arrays(truth: BoxTable, result: BoxTable, name: str) -> dict[str, Any]:
     }
 
 
-def precise_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Overlaps in float64, as the reference computes them: N x M."""
-    first, second = first.astype(np.float64), second.astype(np.float64)
-    corner = np.maximum(first[:, None, :2], second[None, :, :2])
-    sides = (np.minimum(first[:, None, 2:], second[None, :, 2:]) - corner).clip(0)
-    inter = sides.prod(-1)
-    union = areas(first)[:, None] + areas(second) - inter
-    return np.divide(inter, union, out=np.zeros_like(inter), where=union > np.finfo(np.float64).eps)
-
-
 def _prepared(truth: BoxTable, result: BoxTable, benchmark: Benchmark) -> tuple[BoxTable, BoxTable]:
     """Both tables without what the benchmark does not judge."""
-    ignored = truth.ignored if truth.ignored is not None else np.zeros(len(truth), bool)
+    ignored = truth.ignored
     if benchmark in ("mot17", "mot20"):
         judged = np.ones(len(result), bool)
         for frame in np.unique(result.frames):
             ours, theirs = truth.rows(frame), result.rows(frame)
-            rows, columns = _pairs(precise_iou(truth.boxes_xyxy[ours], result.boxes_xyxy[theirs]))
+            rows, columns = _pairs(iou(truth.boxes_xyxy[ours], result.boxes_xyxy[theirs], np.float64))
             wrong = np.isin(truth.labels[ours][rows], _DISTRACTORS[benchmark])
             judged[theirs.start + columns[wrong]] = False
         return truth.select((truth.labels == 1) & ~ignored), result.select(judged)
@@ -166,7 +182,7 @@ def _prepared(truth: BoxTable, result: BoxTable, benchmark: Benchmark) -> tuple[
             real, regions = ~ignored[ours], truth.boxes_xyxy[ours][ignored[ours]]
             boxes = result.boxes_xyxy[theirs]
             free = np.ones(len(boxes), bool)
-            free[_pairs(precise_iou(truth.boxes_xyxy[ours][real], boxes))[1]] = False
+            free[_pairs(iou(truth.boxes_xyxy[ours][real], boxes, np.float64))[1]] = False
             low = boxes[:, 3] - boxes[:, 1] <= _KITTI_LEAST_HEIGHT
             inside = (share_inside(boxes, regions) >= 0.5 - np.finfo(float).eps).any(1)
             judged[theirs] = ~(free & (low | inside))
@@ -215,7 +231,7 @@ def teta(pairs: Sequence[tuple[BoxTable, BoxTable]]) -> Teta:
     Raises:
         UserError: the class names differ, or nothing is to be found.
     """
-    classes = sorted({int(label) for truth, _ in pairs for label in truth.labels[_judged(truth)]})
+    classes = sorted({int(label) for truth, _ in pairs for label in truth.labels[~truth.ignored]})
     if not classes:
         raise UserError("the ground truth has no box to be found, so nothing can be scored")
     for truth, result in pairs:
@@ -223,15 +239,12 @@ def teta(pairs: Sequence[tuple[BoxTable, BoxTable]]) -> Teta:
             raise UserError("truth and result do not have the same class names: TETA needs them")
     thresholds = np.arange(0.05, 0.99, 0.05)
     matched = [_localise(truth, result) for truth, result in pairs]
-    parts = np.array(
-        [[_class_scores(pairs, matched, label, threshold) for threshold in thresholds] for label in classes]
-    )
+    hits = [
+        [_hits(*pair, own, threshold) for pair, own in zip(pairs, matched, strict=True)] for threshold in thresholds
+    ]
+    parts = np.array([[_class_scores(pairs, matched, at, label) for at in hits] for label in classes])
     loc_a, assoc_a, cls_a = parts.mean((0, 1))
     return Teta(float((loc_a + assoc_a + cls_a) / 3), float(loc_a), float(assoc_a), float(cls_a))
-
-
-def _judged(table: BoxTable) -> np.ndarray:
-    return np.ones(len(table), bool) if table.ignored is None else ~table.ignored
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,7 +268,7 @@ def _localise(truth: BoxTable, result: BoxTable) -> _Localised:
     overlaps = {}
     for frame in np.unique(truth.frames):
         ours, theirs = truth.rows(frame), result.rows(frame)
-        overlap = iou(truth.boxes_xyxy[ours], result.boxes_xyxy[theirs]).astype(np.float64)
+        overlap = iou(truth.boxes_xyxy[ours], result.boxes_xyxy[theirs], np.float64)
         overlaps[frame] = overlap
         if not overlap.size:
             continue
@@ -279,45 +292,20 @@ def _localise(truth: BoxTable, result: BoxTable) -> _Localised:
     return _Localised(columns[:, 0].astype(int), columns[:, 1].astype(int), columns[:, 2], cluster)
 
 
-def _class_scores(
-    pairs: Sequence[tuple[BoxTable, BoxTable]], matched: Sequence[_Localised], label: int, threshold: float
-) -> tuple[float, float, float]:
-    """LocA, AssocA and ClsA of one class at one threshold."""
-    hits = clusters = true_boxes = 0
-    association = 0.0
-    right = wrong = missed = 0
-    for (truth, result), pairing in zip(pairs, matched, strict=True):
-        ours = (truth.labels == label) & _judged(truth)
-        good = pairing.overlaps >= threshold - np.finfo(float).eps
-        rows, columns = pairing.truth_rows[good], pairing.result_rows[good]
-        of_class = ours[rows]
-        hits += int(of_class.sum())
-        true_boxes += int(ours.sum())
-        in_cluster = (pairing.cluster >= 0) & ours[pairing.cluster]
-        # A hit at a low threshold may lie outside of every cluster; it is judged all the same.
-        clusters += len(np.union1d(np.flatnonzero(in_cluster), columns[of_class]))
-        association += _association(truth, result, rows, columns, of_class, pairing.cluster)
-        predicted = result.labels[columns] == label
-        right += int((of_class & predicted).sum())
-        wrong += int((~of_class & predicted).sum())
-        missed += int((of_class & ~predicted).sum())
-    missed += true_boxes - hits
-    loc_a = hits / max(true_boxes + clusters - hits, 1)
-    return loc_a, association / max(hits, 1), right / max(right + wrong + missed, 1)
+@dataclass(frozen=True, eq=False)
+class _Hits:
+    """What is localised at one threshold: rows of truth and of result, and TPA / (TPA + FPA + FNA) of each pair."""
+
+    truth_rows: np.ndarray
+    result_rows: np.ndarray
+    association: np.ndarray
 
 
-def _association(
-    truth: BoxTable,
-    result: BoxTable,
-    rows: np.ndarray,
-    columns: np.ndarray,
-    of_class: np.ndarray,
-    cluster: np.ndarray,
-) -> float:
-    """Sum over localised boxes of a class of TPA / (TPA + FPA + FNA); only judged results count as false."""
-    if not of_class.any():
-        return 0.0
-    judged = cluster >= 0
+def _hits(truth: BoxTable, result: BoxTable, pairing: _Localised, threshold: float) -> _Hits:
+    """The pairs that overlap by the threshold; only judged results count as false associations."""
+    good = pairing.overlaps >= threshold - np.finfo(float).eps
+    rows, columns = pairing.truth_rows[good], pairing.result_rows[good]
+    judged = pairing.cluster >= 0
     judged[columns] = True
     true_counts = dict(zip(*np.unique(truth.ids, return_counts=True), strict=True))
     found_counts = dict(zip(*np.unique(result.ids[judged], return_counts=True), strict=True))
@@ -329,4 +317,29 @@ def _association(
             for (true, found), count in zip(unique.tolist(), counts.tolist(), strict=True)
         ]
     )
-    return float(share[index.reshape(-1)][of_class].sum())
+    return _Hits(rows, columns, share[index.reshape(-1)])
+
+
+def _class_scores(
+    pairs: Sequence[tuple[BoxTable, BoxTable]], matched: Sequence[_Localised], hits: Sequence[_Hits], label: int
+) -> tuple[float, float, float]:
+    """LocA, AssocA and ClsA of one class at one threshold."""
+    found = clusters = true_boxes = 0
+    association = 0.0
+    right = wrong = missed = 0
+    for (truth, result), pairing, own in zip(pairs, matched, hits, strict=True):
+        ours = (truth.labels == label) & ~truth.ignored
+        of_class = ours[own.truth_rows]
+        found += int(of_class.sum())
+        true_boxes += int(ours.sum())
+        in_cluster = (pairing.cluster >= 0) & ours[pairing.cluster]
+        # A hit at a low threshold may lie outside of every cluster; it is judged all the same.
+        clusters += len(np.union1d(np.flatnonzero(in_cluster), own.result_rows[of_class]))
+        association += float(own.association[of_class].sum())
+        predicted = result.labels[own.result_rows] == label
+        right += int((of_class & predicted).sum())
+        wrong += int((~of_class & predicted).sum())
+        missed += int((of_class & ~predicted).sum())
+    missed += true_boxes - found
+    loc_a = found / max(true_boxes + clusters - found, 1)
+    return loc_a, association / max(found, 1), right / max(right + wrong + missed, 1)

@@ -6,27 +6,30 @@ Their weights lie in the official MASA files themselves, under the names of segm
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from tenfold.core.checkpoint import load_into
 from tenfold.core.console import UserError
+from tenfold.tracking.checkpoint import renamed, rules
 from tenfold.tracking.config import MasaConfig
 
 Maps = Callable[[Tensor], list[Tensor]]
 
-# (segment-anything, transformers) below the image encoder; `#` is a number.
-SAM_NAMES = (
-    ("patch_embed.proj", "patch_embed.projection"),
-    ("blocks.#.norm1", "layers.#.layer_norm1"),
-    ("blocks.#.norm2", "layers.#.layer_norm2"),
-    ("blocks.#", "layers.#"),
-    ("neck.0", "neck.conv1"),
-    ("neck.1", "neck.layer_norm1"),
-    ("neck.2", "neck.conv2"),
-    ("neck.3", "neck.layer_norm2"),
+# (segment-anything, transformers) below the image encoder.
+SAM_RULES = rules(
+    (
+        ("patch_embed.proj", "patch_embed.projection"),
+        ("blocks.#.norm1", "layers.#.layer_norm1"),
+        ("blocks.#.norm2", "layers.#.layer_norm2"),
+        ("blocks.#", "layers.#"),
+        ("neck.0", "neck.conv1"),
+        ("neck.1", "neck.layer_norm1"),
+        ("neck.2", "neck.conv2"),
+        ("neck.3", "neck.layer_norm2"),
+    )
 )
 SAM_HEADS = {768: 12, 1024: 16, 1280: 16}
 SWIN_HEADS = {96: (3, 6, 12, 24), 128: (4, 8, 16, 32), 192: (6, 12, 24, 48)}
@@ -86,8 +89,8 @@ def sam_backbone(tensors: Mapping[str, Tensor], device: torch.device) -> Maps:
             mlp_dim=tensors["blocks.0.mlp.lin1.weight"].shape[0],
         )
     )
-    renamed = {"vision_encoder." + _renamed(key, SAM_NAMES): value for key, value in tensors.items()}
-    load_into(network, renamed, "SAM's image encoder in the file")
+    ours = {"vision_encoder." + renamed(key, SAM_RULES): value for key, value in tensors.items()}
+    load_into(network, ours, "SAM's image encoder in the file")
     network.eval().requires_grad_(False).to(device)
 
     def run(image: Tensor) -> list[Tensor]:
@@ -95,15 +98,6 @@ def sam_backbone(tensors: Mapping[str, Tensor], device: torch.device) -> Maps:
         return [states[block + 1].permute(0, 3, 1, 2) for block in taken]
 
     return run
-
-
-def _renamed(key: str, names: Sequence[tuple[str, str]]) -> str:
-    for old, new in names:
-        pattern = "^" + re.escape(old).replace(r"\#", r"(\d+)") + r"(?=\.)"
-        found, count = re.subn(pattern, new.replace("#", r"\1"), key)
-        if count:
-            return found
-    return key
 
 
 class _SwinMaps(nn.Module):
@@ -144,12 +138,9 @@ def swin_backbone(tensors: Mapping[str, Tensor], device: torch.device) -> Maps:
     table = tensors["stages.0.blocks.0.attn.w_msa.relative_position_bias_table"]
     window = (round(table.shape[0] ** 0.5) + 1) // 2
     network = _SwinMaps(width, depths, window)
-    ours = {}
-    for key, value in tensors.items():
-        if key.startswith("norm0."):
-            continue  # of the stage at stride 4, which is not used
-        name, value = _swin_name(key), _swin_value(key, value)
-        ours[name] = value
+    # norm0 is of the stage at stride 4, which is not used.
+    used = {key: value for key, value in tensors.items() if not key.startswith("norm0.")}
+    ours = {_swin_name(key): _swin_value(key, value) for key, value in used.items()}
     indices = {k: v for k, v in network.state_dict().items() if k.endswith("relative_position_index")}
     load_into(network, {**ours, **indices}, "the Swin backbone in the file")
     network.eval().requires_grad_(False).to(device)

@@ -9,14 +9,13 @@ _TYPES = {
     "ids": np.int64,
     "boxes": np.float32,
     "labels": np.int64,
-    "scores": np.float32,
     "embeds": np.float32,
     "frames": np.int64,
 }
 
 
 class TrackMemory:
-    """Rows of ids, boxes, labels, scores, embeddings and last frames, in arrays that grow by doubling.
+    """Rows of ids, boxes, labels, embeddings and last frames, in arrays that grow by doubling.
 
     Attributes:
         count: number of tracks; the views below have as many rows.
@@ -81,7 +80,7 @@ class TrackMemory:
         Args:
             rows: K numbers of rows, all different.
             momentum: 0..1.
-            values: boxes, labels, scores, embeds, frames, K each.
+            values: boxes, labels, embeds, frames, K each.
         """
         for name, new in values.items():
             column = self._columns[name]

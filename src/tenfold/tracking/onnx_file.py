@@ -13,7 +13,6 @@ from tenfold.core.files import atomic_write
 from tenfold.tracking.model import Masa
 
 TOLERANCE = 1e-3  # of an embedding's entry, whose size is that of tens
-SIZE = (384, 512)  # height and width of the picture in the graph unless another is asked for
 
 
 @dataclass(frozen=True)
@@ -28,9 +27,7 @@ class Exported:
     versions: dict[str, str]
 
 
-def write(
-    model: Masa, path: str | Path, size: tuple[int, int] = SIZE, metadata: dict[str, str] | None = None
-) -> Exported:
+def write(model: Masa, path: str | Path, size: tuple[int, int], metadata: dict[str, str] | None = None) -> Exported:
     """Write `image` (1 x 3 x H x W, float32, normalised) and `rois` (N x 5) -> `embeddings` (N x E); N is free.
 
     Args:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import cv2
 import numpy as np
 
-from tenfold.core import console, images
+from tenfold.core import console, foundation, images
 from tenfold.core.console import UserError, warn
 from tenfold.core.files import atomic_write
 from tenfold.core.foundation import MaskGenerator, PromptableSegmenter
@@ -27,10 +27,13 @@ from tenfold.tracking.data import motchallenge
 from tenfold.tracking.data.table import BoxTable
 from tenfold.tracking.detection import Detect, supervision
 from tenfold.tracking.masks import encode_mask
-from tenfold.tracking.predictor import Tracker
+from tenfold.tracking.predictor import Embedder, Tracker
 
 if TYPE_CHECKING:
     from supervision import Detections
+
+Boxes = Callable[[int], "Detections"]
+"""From the number of a frame to its detections."""
 
 MASK_LEAST_SCORE = 0.2  # only boxes above it are given a mask (demo of the release)
 
@@ -42,7 +45,6 @@ class Source:
     Attributes:
         path: a video, or a folder of pictures (a MOTChallenge sequence or plain).
         fps: frames a second.
-        size: (width, height), where it is known before the first frame.
         count: number of frames, where it is known.
         video: the reader of a video, else None.
         pictures: the files of a folder.
@@ -50,7 +52,6 @@ class Source:
 
     path: Path
     fps: Fraction
-    size: tuple[int, int] | None
     count: int | None
     video: VideoReader | None = None
     pictures: tuple[Path, ...] = ()
@@ -81,33 +82,47 @@ def open_source(path: Path, fps: float | None = None) -> Source:
     if path.is_dir():
         if (path / "seqinfo.ini").is_file():
             sequence = motchallenge.read_sequence(path)
-            return Source(path, sequence.fps, sequence.size, len(sequence.frames), pictures=sequence.frames)
+            return Source(path, sequence.fps, len(sequence.frames), pictures=sequence.frames)
         found = tuple(sorted(file for file in path.iterdir() if file.suffix.lower() in images.READABLE_SUFFIXES))
         if not found:
             raise UserError(f"{path}: holds no picture and no seqinfo.ini")
-        return Source(path, Fraction(fps or 25).limit_denominator(1001), None, len(found), pictures=found)
+        return Source(path, Fraction(fps or 25).limit_denominator(1001), len(found), pictures=found)
     if path.exists() and path.suffix.lower() not in READABLE_SUFFIXES:
         raise UserError(f"{path}: neither a video ({', '.join(sorted(READABLE_SUFFIXES))}) nor a folder of pictures")
     video = VideoReader(path)
-    return Source(path, video.fps, video.size, video.frame_count, video)
+    return Source(path, video.fps, video.frame_count, video)
 
 
-def boxes_from(table: BoxTable, least_score: float) -> Any:
+def boxes_from(table: BoxTable, least_score: float) -> Boxes:
     """Given observations as a function from the number of a frame to `supervision.Detections`."""
-    module = supervision()
+    supervision()
 
     def boxes(number: int) -> Detections:
         rows = table.rows(number)
         good = (table.scores[rows] >= least_score) & usable(table.boxes_xyxy[rows])
-        labels = table.labels[rows][good]
-        return module.Detections(
-            xyxy=table.boxes_xyxy[rows][good].astype(np.float32),
-            confidence=table.scores[rows][good],
-            class_id=labels.astype(int),
-            data={"class_name": np.array([table.class_names[label] for label in labels], dtype=str)},
-        )
+        found = foundation.Detections(table.boxes_xyxy[rows], table.scores[rows], table.labels[rows], table.class_names)
+        return found.select(good).to_supervision()
 
     return boxes
+
+
+def embed_video(source: Source, table: BoxTable, embedder: Embedder) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings of the given boxes of a video.
+
+    Returns:
+        The rows of `table` that could be looked at, K, and K x E.
+    """
+    kept, found = [np.zeros(0, int)], [np.zeros((0, embedder.length), np.float32)]
+    with console.progress("embedding", source.count) as bar:
+        for number, frame in enumerate(source.frames()):
+            rows = table.rows(number)
+            if frame is not None and rows.start < rows.stop:
+                good = np.arange(rows.start, rows.stop)[usable(table.boxes_xyxy[rows], frame.shape[1::-1])]
+                if len(good):
+                    kept.append(good)
+                    found.append(embedder.embed(embedder.features(frame), table.boxes_xyxy[good]))
+            bar.advance()
+    return np.concatenate(kept), np.concatenate(found)
 
 
 def segments_as_detector(generator: MaskGenerator) -> Detect:
@@ -162,16 +177,22 @@ class Drawing:
         names = detections.data.get("class_name")
         texts = [
             f"{int(identity) + 1}" + ("" if names is None or names[index] == "object" else f" {names[index]}")
-            for index, identity in enumerate(detections.tracker_id)  # type: ignore[arg-type]
+            for index, identity in enumerate(identities(detections))
         ]
         return self._labels.annotate(scene, detections, texts)
+
+
+def identities(tracked: Detections) -> np.ndarray:
+    """`tracker_id` of what a tracker returned."""
+    assert tracked.tracker_id is not None
+    return tracked.tracker_id
 
 
 def track_video(
     source: Source,
     tracker: Tracker,
     *,
-    boxes: Any = None,
+    boxes: Boxes | None = None,
     segmenter: PromptableSegmenter | None = None,
     save: Path | None = None,
     mot: Path | None = None,
@@ -193,7 +214,7 @@ def track_video(
     """
     start = time.perf_counter()
     count = gaps = total = 0
-    identities = -1
+    last = -1
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # beside torch's threads, OpenCV's own only wait for each other
     with contextlib.ExitStack() as stack:
@@ -213,8 +234,8 @@ def track_video(
             if segmenter is not None:
                 found = _with_masks(found, frame, segmenter)
             total += len(found)
-            ids = np.zeros(0, int) if found.tracker_id is None else found.tracker_id
-            identities = max(identities, int(ids.max(initial=-1)))
+            ids = identities(found)
+            last = max(last, int(ids.max(initial=-1)))
             if text is not None:
                 scores = np.ones(len(found)) if found.confidence is None else found.confidence
                 motchallenge.write_rows(text, zip([number] * len(found), ids, found.xyxy, scores, strict=True))
@@ -226,14 +247,14 @@ def track_video(
                     sound = source.path if source.video is not None and source.video.audio_streams else None
                     writer = stack.enter_context(VideoWriter(save, source.fps, size, audio_from=sound))
                 writer.write(draw(frame, found))
-            bar.advance(note=f"{identities + 1} tracks")
+            bar.advance(note=f"{last + 1} tracks")
     if not count:
         raise UserError(f"{source.path}: holds no frame")
     seconds = time.perf_counter() - start
     return TrackResult(
         count,
         gaps,
-        identities + 1,
+        last + 1,
         total,
         round(seconds, 3),
         round(count / seconds, 2),
@@ -249,7 +270,7 @@ def _open_text(stack: contextlib.ExitStack, path: Path | None) -> TextIO | None:
     return stack.enter_context(temporary.open("w", encoding="utf-8"))
 
 
-def _with_masks(found: Any, frame: np.ndarray, segmenter: PromptableSegmenter) -> Any:
+def _with_masks(found: Detections, frame: np.ndarray, segmenter: PromptableSegmenter) -> Detections:
     if not len(found):
         return found
     masks = np.zeros((len(found), *frame.shape[:2]), bool)
@@ -265,9 +286,9 @@ def _with_masks(found: Any, frame: np.ndarray, segmenter: PromptableSegmenter) -
 def _line(number: int, found: Detections) -> dict[str, Any]:
     names = found.data.get("class_name")
     objects = []
-    for index in range(len(found)):
+    for index, identity in enumerate(identities(found)):
         entry: dict[str, Any] = {
-            "id": int(found.tracker_id[index]),  # type: ignore[index]
+            "id": int(identity),
             "box_xyxy": [round(float(edge), 3) for edge in found.xyxy[index]],
         }
         if found.confidence is not None:

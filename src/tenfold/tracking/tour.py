@@ -48,14 +48,14 @@ def tour(workdir: Path) -> Station:
     from tenfold.tracking.streaming import Drawing, boxes_from
 
     clip = Clip(CLIP)
-    detections = clip.detections()
+    frames, detections, truth = list(clip.frames()), clip.detections(), clip.truth()
     tracker = Tracker.from_pretrained("masa-tiny")
     draw, given = Drawing(), boxes_from(detections, 0.0)
     path = workdir / "tracked.mp4"
     ids = np.full(len(detections), -1)
     seconds = 0.0
     with VideoWriter(path, FPS, CLIP.size) as writer:
-        for number, frame in enumerate(clip.frames()):
+        for number, frame in enumerate(frames):
             found = given(number)
             found.data["row"] = np.arange(len(detections))[detections.rows(number)]
             start = time.perf_counter()
@@ -66,9 +66,7 @@ def tour(workdir: Path) -> Station:
     ours = Run("masa-tiny", *score(detections, ids), seconds / CLIP.frames)
     theirs = motion_only(detections)
     accuracy = {
-        name: zero_shot.matching_accuracy(
-            zero_shot.describe_frames(clip.frames(), clip.truth(), describe, range(CLIP.frames)), 10
-        )
+        name: zero_shot.matching_accuracy(zero_shot.describe_frames(frames, truth, describe, range(CLIP.frames)), 10)
         for name, describe in (("masa-tiny", tracker.embed), ("colour histogram", zero_shot.colour_histogram))
     }
     return Station(

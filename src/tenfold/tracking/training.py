@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tenfold.core import checkpoint
-from tenfold.core.console import UserError, warn
+from tenfold.core.console import UserError
 from tenfold.core.training import FitConfig, FitResult, cosine, fit
 from tenfold.tracking.checkpoint import header, save_model
 from tenfold.tracking.config import MasaConfig, TrainConfig
@@ -131,7 +131,8 @@ def start_colours(model: Masa, stills: StillSet, seed: int) -> None:
     samples = ((np.concatenate(pixels) - np.array(MEAN)) / np.array(STD)).astype(np.float32)
     cv2.setRNGSeed(seed)
     stop = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 30, 1e-3)
-    _, _, centres = cv2.kmeans(samples, model.config.colours, None, stop, 1, cv2.KMEANS_PP_CENTERS)  # type: ignore[call-overload]
+    labels = np.zeros((len(samples), 1), np.int32)  # to be filled
+    _, _, centres = cv2.kmeans(samples, model.config.colours, labels, stop, 1, cv2.KMEANS_PP_CENTERS)
     model.colour.start_from(torch.from_numpy(centres))
 
 
@@ -186,9 +187,7 @@ def train(
         metadata=header(model_config),
         device=device,
     )
-    if result.finished:
-        checkpoint.load_into(model, checkpoint.load_file(result.weights).tensors, str(result.weights))
-        save_model(Path(run_dir) / "masa.safetensors", model, metadata, half=True)
-    else:
-        warn("the run was ended before its last step: no network is written")
+    # Read back: the weights on the disk are the averaged ones, where an average is kept.
+    checkpoint.load_into(model, checkpoint.load_file(result.weights).tensors, str(result.weights))
+    save_model(Path(run_dir) / "masa.safetensors", model, metadata, half=True)
     return result

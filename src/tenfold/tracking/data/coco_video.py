@@ -33,7 +33,11 @@ def read(path: Path | str) -> dict[str, BoxTable]:
             video = videos.get(image.get("video_id"), str(image.get("video_id", "")))
             number = next((image[key] for key in ("frame_index", "frame_id") if key in image), None)
             place[image["id"]] = (video, int(number if number is not None else image["id"]))
-        rows: dict[str, list[tuple[int, dict[str, Any]]]] = {video: [] for video, _ in place.values()}
+        rows: dict[str, list[tuple[int, dict[str, Any]]]] = {}
+        listed: dict[str, set[int]] = {}
+        for video, frame in place.values():
+            rows.setdefault(video, [])
+            listed.setdefault(video, set()).add(frame)
         for annotation in content["annotations"]:
             video, frame = place[annotation["image_id"]]
             rows[video].append((frame, annotation))
@@ -46,7 +50,7 @@ def read(path: Path | str) -> dict[str, BoxTable]:
                 [label_of[row["category_id"]] for _, row in found],
                 names,
                 [bool(row.get("iscrowd", 0) or row.get("ignore", 0)) for _, row in found],
-                frozenset(frame for name, frame in place.values() if name == video),
+                frozenset(listed[video]),
             )
             for video, found in rows.items()
         }

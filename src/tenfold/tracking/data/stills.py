@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from tenfold.tracking.config import TrainConfig
 
 MIN_SIDE = 1.0  # pixels: smaller boxes are dropped, as are those without area (masa_dataset.py)
 TRIES = 15  # to find a picture with boxes to mix in
+CACHE_BYTES = 2**30  # of decoded pictures that are kept, in each process
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,8 @@ class StillSet:
 
     def still(self, index: int) -> Still:
         """Picture number `index` with its instances."""
-        return Still(_read(self.files[index]), self.boxes[index], self.ids[index])
-
-
-@functools.lru_cache(maxsize=1024)
-def _read(path: Path) -> np.ndarray:
-    return images.to_rgb8(images.read(path))
+        picture = images.to_rgb8(images.read(self.files[index]))
+        return Still(picture, self.boxes[index], self.ids[index])
 
 
 def read_coco(annotations: Path, folder: Path) -> StillSet:
@@ -106,15 +103,15 @@ class ViewPairs:
         self.stills = stills
         self.config = config
         self._order = Shuffled(len(stills), config.seed)
+        kept = max(1, CACHE_BYTES // stills.still(0).image.nbytes)
+        self._read = functools.lru_cache(min(kept, len(stills)))(stills.still)
 
     def views(self, index: int) -> tuple[View, View]:
-        """Key and reference view of pair `index`; every draw is made anew for each, unless both are to be identical."""
+        """Key and reference view of pair `index`; every draw is made anew for each."""
         number = self._order(index)
         rng = np.random.default_rng((self.config.seed, index))
         first = self._still(number, rng)
         key = make_view(first, self._second(rng), self.config.augment, rng)
-        if self.config.augment.identical:
-            return key, key
         return key, make_view(first, self._second(rng), self.config.augment, rng)
 
     def _second(self, rng: np.random.Generator) -> Still | None:
@@ -128,7 +125,7 @@ class ViewPairs:
 
     def _still(self, number: int, rng: np.random.Generator) -> Still:
         """A picture with those of its instances that are shown together."""
-        still = self.stills.still(number)
+        still = self._read(number)
         if self.config.apart >= 1:
             return still
         priority = rng.random(len(still.ids)).astype(np.float32)
@@ -199,16 +196,3 @@ def draw_background(view: View, count: int, rng: np.random.Generator) -> np.ndar
     if not len(view.boxes_xyxy):
         return boxes
     return boxes[(iou(boxes, view.boxes_xyxy) < 0.3).all(1)]
-
-
-def random_boxes(stills: StillSet, seed: int, count: int = 24) -> StillSet:
-    """The same pictures with random boxes in place of instances: the arm of `reproduce` without segments."""
-    rng = np.random.default_rng(seed)
-    boxes = []
-    for path in stills.files:
-        height, width = _read(path).shape[:2]
-        size = np.exp(rng.uniform(np.log(16), np.log(min(width, height) / 2), (count, 2)))
-        corner = rng.uniform(0, 1, (count, 2)) * (np.array([width, height]) - size)
-        boxes.append(np.concatenate((corner, corner + size), axis=1))
-    starts = 1 + count * np.arange(len(boxes))
-    return replace(stills, boxes=tuple(boxes), ids=tuple(start + np.arange(count) for start in starts))

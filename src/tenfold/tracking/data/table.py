@@ -32,9 +32,9 @@ class BoxTable:
     boxes_xyxy: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
-    class_names: tuple[str, ...] = ("object",)
-    ignored: np.ndarray | None = None
-    annotated_frames: frozenset[int] | None = None
+    class_names: tuple[str, ...]
+    ignored: np.ndarray
+    annotated_frames: frozenset[int] | None
 
     @staticmethod
     def of(
@@ -86,7 +86,7 @@ class BoxTable:
             self.scores[which],
             self.labels[which],
             self.class_names,
-            None if self.ignored is None else self.ignored[which],
+            self.ignored[which],
             self.annotated_frames,
         )
 

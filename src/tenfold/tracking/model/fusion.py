@@ -70,7 +70,8 @@ class FusionBlock(nn.Module):
         self.scale_attention = nn.Conv2d(width, 1, 1) if attention else None
         self.task_attention = TaskAttention(width) if attention else None
         nn.init.normal_(self.offset.weight, 0, 0.01)
-        nn.init.zeros_(self.offset.bias)  # type: ignore[arg-type]
+        assert self.offset.bias is not None
+        nn.init.zeros_(self.offset.bias)
 
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
         """Levels from fine to coarse, each B x C x H x W, to the same."""

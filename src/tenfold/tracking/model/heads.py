@@ -15,23 +15,22 @@ ROI_SIDE = 7
 FINEST_SCALE = 56  # pixels: boxes of this scale and less are read from the finest level
 
 
-def roi_features(levels: Sequence[Tensor], rois: Tensor, strides: Sequence[int], side: int = ROI_SIDE) -> Tensor:
+def roi_features(levels: Sequence[Tensor], rois: Tensor, strides: Sequence[int]) -> Tensor:
     """RoIAlign of each box on the level that fits its size.
 
     Args:
         levels: maps from fine to coarse, B x C x H x W; as many as `strides`.
         rois: N x 5: image number, left, top, right, bottom in pixels of the network's input.
         strides: pixels of the input for a pixel of each map.
-        side: side of the result.
 
     Returns:
-        N x C x side x side.
+        N x C x 7 x 7.
     """
     scale = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).clamp_min(0).sqrt()
     number = torch.log2(scale / FINEST_SCALE + 1e-6).floor().clamp(0, len(strides) - 1).long()
     if torch.compiler.is_exporting():  # a graph of fixed shapes reads every level and picks
         read = [
-            roi_align(levels[level], rois, (side, side), 1 / stride, sampling_ratio=-1, aligned=True)
+            roi_align(levels[level], rois, ROI_SIDE, 1 / stride, sampling_ratio=-1, aligned=True)
             for level, stride in enumerate(strides)
         ]
         features = read[0]
@@ -42,7 +41,7 @@ def roi_features(levels: Sequence[Tensor], rois: Tensor, strides: Sequence[int],
     for level, stride in enumerate(strides):
         chosen = (number == level).nonzero().squeeze(1)
         order.append(chosen)
-        parts.append(roi_align(levels[level], rois[chosen], (side, side), 1 / stride, sampling_ratio=-1, aligned=True))
+        parts.append(roi_align(levels[level], rois[chosen], ROI_SIDE, 1 / stride, sampling_ratio=-1, aligned=True))
     return torch.cat(parts)[torch.cat(order).argsort()]
 
 
@@ -116,34 +115,27 @@ class RpnHead(nn.Module):
 
     def propose(
         self, levels: Sequence[Tensor], strides: Sequence[int], size: tuple[int, int], kept: int = 1000
-    ) -> list[tuple[Tensor, Tensor]]:
-        """The best boxes of each image after non-maximum suppression at 0.7 within each level.
+    ) -> Tensor:
+        """The best boxes of one image after non-maximum suppression at 0.7 within each level: K x 4, best first.
 
         Args:
-            levels: five levels, B x C x H x W.
+            levels: five levels, 1 x C x H x W.
             strides: of each.
             size: (height, width) of the input, to which boxes are clipped.
-            kept: boxes before suppression a level, and after it an image.
-
-        Returns:
-            For each image: K x 4 boxes in pixels of the input, and K objectness in 0..1.
+            kept: boxes before suppression a level, and after it in all.
         """
         logits, shifts = self(levels)
-        results = []
-        for image in range(levels[0].shape[0]):
-            boxes, scores, numbers = [], [], []
-            for level, stride in enumerate(strides):
-                score = logits[level][image].permute(1, 2, 0).flatten().sigmoid()
-                shift = shifts[level][image].permute(1, 2, 0).reshape(-1, 4)
-                best = score.topk(min(kept, len(score))).indices
-                anchors = self._anchors(levels[level].shape[2:], stride, levels[level])[best]
-                boxes.append(shift_boxes(anchors, shift[best], size))
-                scores.append(score[best])
-                numbers.append(torch.full_like(best, level))
-            box, score, number = torch.cat(boxes), torch.cat(scores), torch.cat(numbers)
-            keep = batched_nms(box, score, number, 0.7)[:kept]
-            results.append((box[keep], score[keep]))
-        return results
+        boxes, scores, numbers = [], [], []
+        for level, stride in enumerate(strides):
+            score = logits[level][0].permute(1, 2, 0).flatten().sigmoid()
+            shift = shifts[level][0].permute(1, 2, 0).reshape(-1, 4)
+            best = score.topk(min(kept, len(score))).indices
+            anchors = self._anchors(levels[level].shape[2:], stride, levels[level])[best]
+            boxes.append(shift_boxes(anchors, shift[best], size))
+            scores.append(score[best])
+            numbers.append(torch.full_like(best, level))
+        found = torch.cat(boxes)
+        return found[batched_nms(found, torch.cat(scores), torch.cat(numbers), 0.7)[:kept]]
 
     def _anchors(self, size: torch.Size, stride: int, like: Tensor) -> Tensor:
         """(H W 3) x 4 anchors, centred on multiples of the stride, as mmdet's generator makes them."""

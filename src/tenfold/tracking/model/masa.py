@@ -112,7 +112,7 @@ class Masa(nn.Module):
             raise ValueError("this network has no head that proposes boxes")
         strides = self.config.strides
         all_strides = [strides[0] * 2**level for level in range(LEVELS)]
-        boxes, _ = self.rpn.propose([level[:1] for level in features[:LEVELS]], all_strides, size)[0]
+        boxes = self.rpn.propose([level[:1] for level in features[:LEVELS]], all_strides, size)
         rois = torch.cat((boxes.new_zeros(len(boxes), 1), boxes), dim=1)
         return self.rcnn.detect(roi_features(features[: len(strides)], rois, strides), boxes, size)
 
