@@ -6,7 +6,7 @@ import importlib.metadata
 import importlib.util
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +28,12 @@ class InputCheck:
         shapes: the shape of each input.
         max_abs_difference: the largest |ONNX Runtime - PyTorch| over all outputs; infinite where shapes differ or only
             one of the two is NaN.
+        largest: the largest |PyTorch| over all outputs, NaN and infinity left out.
     """
 
     shapes: tuple[tuple[int, ...], ...]
     max_abs_difference: float
+    largest: float
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,13 @@ class CheckResult:
         max_abs_difference: the largest difference over all inputs.
         inputs: each input's own difference.
         versions: the packages that took part and their versions.
+        bytes: size of the file.
     """
 
     max_abs_difference: float
     inputs: tuple[InputCheck, ...]
     versions: dict[str, str]
+    bytes: int
 
 
 def export_onnx(
@@ -95,6 +99,44 @@ def export_onnx(
         program.save(temporary, external_data=False)
 
 
+def export_checked(
+    module: nn.Module,
+    example_inputs: tuple[Tensor, ...],
+    path: str | Path,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    inputs: Sequence[tuple[Tensor, ...]],
+    tolerance: float,
+    difference: Callable[[CheckResult], float] = lambda result: result.max_abs_difference,
+    dynamic_shapes: tuple[Any, ...] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    extra: str = "all",
+) -> CheckResult:
+    """`export_onnx`, then `check_onnx` on `inputs`; the file is there only if the two agree.
+
+    Args:
+        module, example_inputs, path, input_names, output_names, dynamic_shapes, metadata, extra: see `export_onnx`.
+        inputs: what is compared, see `check_onnx`.
+        tolerance: the largest `difference` with which the file is kept.
+        difference: what of the comparison counts.
+
+    Raises:
+        UserError: as those two do, or the difference is too large; a file that was there before stays.
+    """
+    with atomic_write(path) as temporary:
+        export_onnx(
+            module, example_inputs, temporary, input_names, output_names, dynamic_shapes, metadata=metadata, extra=extra
+        )
+        result = check_onnx(temporary, module, inputs, extra)
+        found = difference(result)
+        if not found <= tolerance:
+            raise UserError(
+                f"{path}: not written, since ONNX Runtime differs from PyTorch by {found:.1e} "
+                f"(more than {tolerance:.0e}); try other versions than {result.versions}"
+            )
+    return result
+
+
 def check_onnx(
     path: str | Path,
     module: nn.Module,
@@ -127,11 +169,14 @@ def check_onnx(
         with _evaluation(module), torch.no_grad():
             expected = module(*values)
         expected = (expected,) if isinstance(expected, Tensor) else tuple(expected)
-        pairs = zip(found, expected, strict=True)
-        checks.append(InputCheck(shapes, max(_difference(ours, theirs.cpu().numpy()) for ours, theirs in pairs)))
+        arrays = [output.cpu().numpy() for output in expected]
+        worst = max(_difference(ours, theirs) for ours, theirs in zip(found, arrays, strict=True))
+        largest = max(float(np.abs(array[np.isfinite(array)]).max(initial=0.0)) for array in arrays)
+        checks.append(InputCheck(shapes, worst, largest))
     packages = ("torch", "onnx", "onnxruntime")
     versions = {name: importlib.metadata.version(name) for name in packages if importlib.util.find_spec(name)}
-    return CheckResult(max((check.max_abs_difference for check in checks), default=0.0), tuple(checks), versions)
+    worst = max((check.max_abs_difference for check in checks), default=0.0)
+    return CheckResult(worst, tuple(checks), versions, path.stat().st_size)
 
 
 def _session(path: Path) -> Any:

@@ -78,7 +78,7 @@ class Detections:
     def to_supervision(self) -> Any:
         """The same as `supervision.Detections` (the package is needed), class names under `data["class_name"]`."""
         data = {"class_name": np.array(self.names, dtype=str)} if self.class_names else {}
-        return _supervision().Detections(
+        return supervision().Detections(
             xyxy=self.boxes_xyxy.copy(), confidence=self.scores.copy(), class_id=self.labels.copy(), data=data
         )
 
@@ -269,9 +269,10 @@ def _title(name: str, table: Mapping[str, str]) -> str:
     return f"{name} ({table[name]})" if name in table else name
 
 
-def _supervision() -> Any:
+def supervision() -> Any:
+    """The package of that name, or a `UserError` that says how to get it."""
     try:
-        import supervision
+        import supervision as package
     except ImportError:
-        raise UserError("supervision is not installed: run pip install supervision") from None
-    return supervision
+        raise UserError("supervision is not installed: run pip install 'tenfold[tracking]'") from None
+    return package

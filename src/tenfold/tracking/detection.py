@@ -117,15 +117,6 @@ COCO_CLASSES = (
 )
 
 
-def supervision() -> Any:
-    """The package, or a line that says how to get it."""
-    try:
-        import supervision
-    except ImportError:
-        raise UserError("supervision is not installed: run pip install 'tenfold[tracking]'") from None
-    return supervision
-
-
 class NanoDet:
     """NanoDet-g at 416 x 416: the 80 classes of COCO, small enough to be built in.
 
