@@ -94,6 +94,7 @@ FURTHER = {
         "citations.py": "sentences of an answer to spans of its sources",
         "protocol.py": "what a turn of the model means, and how results are shown to it",
         "environment.py": "the loop of turns and searches, its budgets, its token masks",
+        "outcome.py": "what a run leaves: answer, cost, numbered sources, their events",
         "policies.py": "who writes the turns: the interface, and a script",
         "instructions.py": "what the model is told, in its question's language",
         "endpoint.py": "an OpenAI-compatible endpoint, spoken to with care",
@@ -111,6 +112,8 @@ FURTHER = {
         "stages.py": "one stage of training from names and files: what the verb train does",
         "trl_rollouts.py": "the environment inside TRL's trainer",
         "seeker.py": "the small trained policy that comes with tenfold",
+        "verb_inputs.py": "what several verbs take: model, engines, protocol, and the agent of them",
+        "training_verbs.py": "the verbs that train and measure",
     },
 }
 FURTHER["llm"] = {

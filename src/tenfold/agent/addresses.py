@@ -49,6 +49,11 @@ class Target:
     port: int
 
 
+def is_web(url: str) -> bool:
+    """Whether an address is one of the web, rather than of a file, an archive or a finding."""
+    return url.startswith(("http://", "https://"))
+
+
 class BlockedError(ValueError):
     """An address that must not be opened; the message says why."""
 

@@ -3,70 +3,50 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from tenfold.agent.addresses import is_web
 from tenfold.agent.citations import Citation, Entails, check_citations, uncited_sentences
 from tenfold.agent.config import MODELS, Budget, Sampling
-from tenfold.agent.environment import Environment, Rollout, Status
+from tenfold.agent.environment import Environment
+from tenfold.agent.outcome import OnEvent, Outcome, Rollout
 from tenfold.agent.policies import OnText, Policy
 from tenfold.agent.protocol import Message
 from tenfold.agent.protocol import protocol as protocol_named
-from tenfold.agent.search import Engine, Page, Reader, Result, Search, SearchEvent
+from tenfold.agent.search import Engine, Page, Reader, Search, SearchEvent
 from tenfold.agent.trace import Trace
 from tenfold.core.console import UserError
 
 if TYPE_CHECKING:
+    from tenfold.agent.engines import Local
     from tenfold.agent.fetch import Fetcher
 
 T = TypeVar("T")
-OnEvent = Callable[[str, dict[str, Any]], None]
 Mode = Literal["answer", "report", "team"]
 
 # Searches of many questions run through one `Search`; this says to which question an engine's event belongs.
 _events: ContextVar[OnEvent | None] = ContextVar("events", default=None)
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What came of a question.
+@dataclass(frozen=True, kw_only=True)
+class Answer(Outcome):
+    """What came of a question. What is not named here is in `Outcome`.
 
     Args:
-        question: as it was asked.
-        answer: the text, with marks such as [2]; empty where there is none.
-        status: how it ended: `answered`, `forced`, `unformatted`, `no answer` or `failed` (see `Rollout`).
-        stopped_by: the limit that was met or the failure; empty where there was none.
         citations: every cited sentence with the words of the source that come closest, and whether they carry it.
         uncited: sentences that cite nothing.
-        sources: source n of the marks is sources[n - 1].
-        rounds: turns that searched.
-        queries: searches.
-        opened: pages opened.
-        tokens: length of the conversation.
-        seconds: from the question to the answer.
-        problems: searches that failed, one line each.
         rollout: the run, with token ids where the model is local.
         trace: its record.
     """
 
-    question: str
-    answer: str
-    status: Status
-    stopped_by: str
     citations: tuple[Citation, ...]
     uncited: tuple[str, ...]
-    sources: tuple[Result, ...]
-    rounds: int
-    queries: int
-    opened: int
-    tokens: int
-    seconds: float
-    problems: tuple[str, ...]
     rollout: Rollout = field(repr=False)
     trace: Trace = field(repr=False)
 
@@ -258,12 +238,7 @@ class Agent:
 
             return await write_report(self, question, seed, on_event)
         trace = Trace(secrets=self.secrets)
-
-        def tell(kind: str, data: dict[str, Any]) -> None:
-            trace.record(kind, data)
-            if on_event is not None:
-                on_event(kind, data)
-
+        tell = trace.recording(on_event)
         with listening(tell):
             rollout = await self.environment.run(question, history, seed, delimiter, tell, on_text)
         if rollout.status == "failed" and not rollout.replies:
@@ -275,19 +250,9 @@ class Agent:
         citations = await asyncio.to_thread(check_citations, rollout.answer, rollout.sources, self.entails)
         tell("citations", {"citations": [asdict(citation) for citation in citations]})
         return Answer(
-            question=rollout.question,
-            answer=rollout.answer,
-            status=rollout.status,
-            stopped_by=rollout.stopped_by,
+            **{each.name: getattr(rollout, each.name) for each in fields(Outcome)},
             citations=tuple(citations),
             uncited=tuple(uncited_sentences(rollout.answer)),
-            sources=rollout.sources,
-            rounds=rollout.rounds,
-            queries=rollout.queries,
-            opened=rollout.opened,
-            tokens=rollout.tokens,
-            seconds=rollout.seconds,
-            problems=rollout.problems,
             rollout=rollout,
             trace=trace,
         )
@@ -303,7 +268,7 @@ class Agent:
 class _Pages:
     """Opens pages: those of the local indexes from there, others from the web where that is allowed."""
 
-    def __init__(self, local: Sequence[Any], fetcher: Fetcher | None) -> None:
+    def __init__(self, local: Sequence[Local], fetcher: Fetcher | None) -> None:
         self._local, self._fetcher = local, fetcher
 
     async def open_page(self, url: str) -> Page:
@@ -314,7 +279,7 @@ class _Pages:
                 return await engine.open_page(url)
             except UserError as error:
                 problem = error
-        if self._fetcher is not None and url.startswith(("http://", "https://")):
+        if self._fetcher is not None and is_web(url):
             return await self._fetcher.open_page(url)
         raise problem
 
@@ -332,7 +297,7 @@ def policy_named(
         from tenfold.agent.local_model import LocalModel
 
         return LocalModel.from_pretrained(llm.removeprefix("hf:"), device, sampling, offline)
-    if llm.startswith(("http://", "https://")):
+    if is_web(llm):
         from tenfold.agent.endpoint import Endpoint
 
         return Endpoint(llm, model, sampling)
@@ -347,21 +312,11 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(work)
-    outcome: list[T] = []
-    failure: list[BaseException] = []
-
-    def target() -> None:
-        try:
-            outcome.append(asyncio.run(work))
-        except BaseException as error:  # raised again in the caller's thread
-            failure.append(error)
-
-    thread = threading.Thread(target=target)
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
-    return outcome[0]
+    thread = ThreadPoolExecutor(max_workers=1)
+    try:
+        return thread.submit(asyncio.run, work).result()
+    finally:
+        thread.shutdown(wait=False)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from tenfold.agent.addresses import is_web
 from tenfold.agent.agent import Agent
 from tenfold.agent.config import Budget
 from tenfold.agent.serve import answer_text, progress
@@ -65,7 +66,7 @@ def ask(question: str, llm: str, model: str, engine: str, mode: Any, rounds: flo
     """
     if not question.strip():
         raise UserError("Type a question first.")
-    if not llm.startswith(("http://", "https://")):
+    if not is_web(llm):
         raise UserError("The endpoint is an address such as http://localhost:8000/v1.")
     agent = Agent.from_pretrained(llm, [engine], model=model, budget=Budget(rounds=int(rounds)))
     told: queue.Queue[str] = queue.Queue()

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tenfold.agent.search import Page, Result
 from tenfold.core.console import UserError
@@ -45,46 +46,37 @@ class Cache:
 
     def results(self, engine: str, query: str, count: int) -> list[Result] | None:
         """What an engine answered to a normalised query; None where it was not asked."""
-        found = self._get("search", _key(engine, query, count))
-        if found is None:
-            return None
-        return [Result(**{**row, "passages": tuple(row["passages"])}) for row in json.loads(found)]
+        found = self.get("search", _key(engine, query, count))
+        return None if found is None else [Result(**{**row, "passages": tuple(row["passages"])}) for row in found]
 
     def store_results(self, engine: str, query: str, count: int, results: Sequence[Result]) -> None:
         """Remember an answer, an empty one too."""
-        self._put("search", _key(engine, query, count), [dataclasses.asdict(result) for result in results])
+        self.put("search", _key(engine, query, count), [dataclasses.asdict(result) for result in results])
 
     def page(self, url: str) -> Page | None:
         """A page that was read before."""
-        found = self._get("page", url)
-        return None if found is None else Page(**json.loads(found))
+        found = self.get("page", url)
+        return None if found is None else Page(**found)
 
     def store_page(self, url: str, page: Page) -> None:
         """Remember a page under the address that it was asked for by."""
-        self._put("page", url, dataclasses.asdict(page))
-
-    def get(self, kind: str, key: str) -> object | None:
-        """Any other value that was stored, such as a judge's verdict."""
-        found = self._get(kind, key)
-        return None if found is None else json.loads(found)
-
-    def put(self, kind: str, key: str, value: object) -> None:
-        """Store any other value that JSON can hold."""
-        self._put(kind, key, value)
+        self.put("page", url, dataclasses.asdict(page))
 
     def close(self) -> None:
         """Close the file."""
         self._database.close()
 
-    def _get(self, kind: str, key: str) -> str | None:
+    def get(self, kind: str, key: str) -> Any:
+        """What was stored, such as a judge's verdict; None where nothing was."""
         oldest = 0.0 if self._longest_age_s is None else time.time() - self._longest_age_s
         with self._lock:
             row = self._database.execute(
                 "SELECT content FROM entries WHERE kind = ? AND key = ? AND stored >= ?", (kind, key, oldest)
             ).fetchone()
-        return None if row is None else row[0]
+        return None if row is None else json.loads(row[0])
 
-    def _put(self, kind: str, key: str, value: object) -> None:
+    def put(self, kind: str, key: str, value: object) -> None:
+        """Store a value that JSON can hold."""
         content = json.dumps(value, ensure_ascii=True, allow_nan=False)
         try:
             with self._lock:

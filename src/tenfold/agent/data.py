@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from tenfold.agent.extract import clean, extract
 from tenfold.core.console import UserError
+from tenfold.core.files import write_bytes
 
 _PAGES = (".html", ".htm", ".xhtml", ".md", ".markdown", ".txt", ".rst", ".pdf")
 _CONTAINERS = (".zim", ".jsonl", ".jsonl.gz")
@@ -151,6 +152,19 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise UserError(f"{path}: a damaged gzip file ({error}): fetch it again") from None
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
+
+
+def json_line(row: dict[str, Any]) -> bytes:
+    """A row as a line of a JSONL file."""
+    return (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+
+
+def cut_last_line(path: Path) -> None:
+    """Take a last line without an end, as a killed run leaves it, out of a file."""
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        write_bytes(path, whole)
 
 
 def _open_text(path: Path) -> gzip.GzipFile | io.BufferedReader:

@@ -49,6 +49,7 @@ class Dense:
 
         The file is written anew every `save_every` passages, so that a build that was killed goes on from there.
         """
+        import numpy as np
         from usearch.index import Index
 
         alive = set()
@@ -70,8 +71,6 @@ class Dense:
                     f"{self._path}: holds vectors of length {self._index.ndim}, the model gives {vectors.shape[1]}: "
                     "use the model that built the index, or delete the file"
                 )
-            import numpy as np
-
             self._index.add(np.array([number for number, _ in batch], dtype=np.uint64), vectors)
             unsaved += len(batch)
             if unsaved >= save_every:

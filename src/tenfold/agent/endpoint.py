@@ -33,6 +33,7 @@ from tenfold.agent.policies import (
     message_text,
 )
 from tenfold.agent.protocol import Message, ToolCall
+from tenfold.agent.search import retry_after
 from tenfold.core.console import UserError
 
 if TYPE_CHECKING:
@@ -216,8 +217,7 @@ class Endpoint:
         if status == 429 or status in (408, 425) or status >= 500:
             kind: Problem = "overloaded" if status in (429, 503) else "bad answer"
             error = PolicyError(kind, f"{self.shown} answered {status} {_TRIES} times: {said}".rstrip(": "))
-            seconds = min(float(wait), 3_600.0) if re.fullmatch(r"\d+(\.\d+)?", wait) else None
-            return _TryAgainError(error, seconds)
+            return _TryAgainError(error, retry_after(wait))
         return PolicyError("bad answer", f"{self.shown} refused the request ({status}): {said}".rstrip(": "))
 
     def _without_secrets(self, text: str) -> str:

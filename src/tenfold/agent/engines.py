@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import hashlib
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -17,8 +18,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from tenfold.agent.addresses import is_web
 from tenfold.agent.extract import clean
-from tenfold.agent.search import Engine, KeyMissing, Page, RateLimited, Result, SearchError, Unreachable
+from tenfold.agent.search import (
+    Engine,
+    KeyMissing,
+    Page,
+    RateLimited,
+    Result,
+    SearchError,
+    Unreachable,
+    retry_after,
+)
 from tenfold.core.config import near
 from tenfold.core.console import UserError
 
@@ -27,6 +38,7 @@ if TYPE_CHECKING:
 
 _TIMEOUT_S = 10.0
 _LARGEST_ANSWER_BYTES = 5_000_000
+_EMPHASIS = re.compile(r"</?(?:strong|b|em|mark)>")
 
 
 class Local:
@@ -93,8 +105,6 @@ class WebEngine:
                     content += chunk
                     if len(content) > _LARGEST_ANSWER_BYTES:
                         raise Unreachable(self.name, "the answer is too large to be one")
-            import json
-
             answer = json.loads(bytes(content))
         except (httpx.HTTPError, httpx.InvalidURL, OSError, TimeoutError) as error:
             raise Unreachable(self.name, f"no answer ({type(error).__name__}): check the connection") from None
@@ -106,7 +116,7 @@ class WebEngine:
 
     def _refuse(self, status: int, headers: Mapping[str, str]) -> None:
         if status == 429:
-            raise RateLimited(self.name, _wait(headers))
+            raise RateLimited(self.name, retry_after(headers.get("retry-after", "")))
         if status in (401, 403) and self.variable:
             raise KeyMissing(self.name, self.variable, refused=True)
         if status == 402:
@@ -131,7 +141,7 @@ class WebEngine:
             return []
         found: list[Result] = []
         for row in rows:
-            if not isinstance(row, dict) or not str(row.get(url) or "").startswith(("http://", "https://")):
+            if not isinstance(row, dict) or not is_web(str(row.get(url) or "")):
                 continue
             words = next((row[key] for key in text if row.get(key)), "")
             words = "\n".join(map(str, words)) if isinstance(words, list) else str(words)
@@ -143,10 +153,10 @@ class WebEngine:
 
 def as_result(engine: str, url: str, title: str, text: str, date: object, rank: int) -> Result:
     """A service's row as a result; marks of emphasis and invisible characters are taken out."""
-    text = clean(re.sub(r"</?(?:strong|b|em|mark)>", "", text))
+    text = clean(_EMPHASIS.sub("", text))
     return Result(
         url=url,
-        title=clean(re.sub(r"</?(?:strong|b|em|mark)>", "", title)),
+        title=clean(_EMPHASIS.sub("", title)),
         text=text,
         date=_iso_date(date),
         score=1 / (rank + 1),
@@ -249,7 +259,7 @@ class Ddgs:
         return [
             as_result(self.name, row["href"], row.get("title", ""), row.get("body", ""), None, rank)
             for rank, row in enumerate(rows[:count])
-            if str(row.get("href", "")).startswith(("http://", "https://"))
+            if is_web(str(row.get("href", "")))
         ]
 
 
@@ -312,12 +322,6 @@ def _get(value: object, *keys: str) -> Any:
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value
-
-
-def _wait(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait as the server says it; Retry-After also comes as a date, which is passed over."""
-    text = headers.get("retry-after", "")
-    return min(float(text), 3600.0) if re.fullmatch(r"\d+(\.\d+)?", text) else None
 
 
 def _iso_date(value: object) -> str | None:

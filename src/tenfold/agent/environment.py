@@ -11,13 +11,15 @@ import asyncio
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+from tenfold.agent.addresses import is_web
 from tenfold.agent.config import Budget
 from tenfold.agent.instructions import Wording, wording
-from tenfold.agent.passages import TOKENS_PER_ROUND, best_passages
+from tenfold.agent.outcome import OnEvent, Rollout, Sources, Status, page_event, page_key, source_event
+from tenfold.agent.passages import TOKENS_PER_ROUND, best_passages, joined
 from tenfold.agent.policies import Conversation, OnText, Policy, PolicyError, Reply
 from tenfold.agent.protocol import Found, Limits, Message, Protocol, Shown, ToolCall, Turn, escape, new_delimiter
 from tenfold.agent.search import EmptyIndex, Engine, KeyMissing, Reader, Result, fit, fit_round, normalise_query
@@ -30,57 +32,6 @@ _SOFT = 0.8
 # What frames a result (delimiters, title, address), in tokens; the least room in which showing one makes sense.
 _FRAME_TOKENS, _LEAST_ROOM = 120, 60
 _PAGE_TOKENS = 3_000
-
-Status = Literal["answered", "forced", "unformatted", "no answer", "failed"]
-OnEvent = Callable[[str, dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """A finished run.
-
-    Args:
-        question: what was asked.
-        answer: the final answer; empty where there is none.
-        status: `answered` by the model's own decision; `forced` in the final turn at a limit; `unformatted`: the final
-            turn kept to no form and its text was taken as it is; `no answer`; `failed`: the policy gave out.
-        stopped_by: the limit that was met, or why it failed; empty where there was none.
-        turns: the model's turns as they were read, in order.
-        replies: the same turns as they were written.
-        sources: what was shown: source n of the answer's marks is sources[n - 1].
-        rounds: turns that searched or opened pages.
-        queries: searches that were asked for, those asked before included.
-        repeated: searches that had been asked before.
-        opened: pages that were opened.
-        format_ok: whether every turn kept to the form.
-        ids: token ids of the conversation, where the policy shows them.
-        mask: for each id 1 if the model sampled it, 0 if it was given.
-        tokens: length of the conversation.
-        prompt_tokens: tokens read over all turns (what an endpoint charges for).
-        completion_tokens: tokens written over all turns.
-        seconds: from the question to the end.
-        problems: searches that failed, one line each.
-    """
-
-    question: str
-    answer: str
-    status: Status
-    stopped_by: str
-    turns: tuple[Turn, ...]
-    replies: tuple[Reply, ...]
-    sources: tuple[Result, ...]
-    rounds: int
-    queries: int
-    repeated: int
-    opened: int
-    format_ok: bool
-    ids: tuple[int, ...]
-    mask: tuple[int, ...]
-    tokens: int
-    prompt_tokens: int
-    completion_tokens: int
-    seconds: float
-    problems: tuple[str, ...] = ()
 
 
 class Environment:
@@ -107,6 +58,10 @@ class Environment:
         self.policy, self.engine, self.protocol = policy, engine, protocol
         self.budget = budget or Budget()
         self.reader, self.open_any_url = reader, open_any_url
+
+    def within(self, budget: Budget) -> Environment:
+        """The same one with another budget."""
+        return Environment(self.policy, self.engine, self.protocol, budget, self.reader, self.open_any_url)
 
     async def run(
         self,
@@ -148,8 +103,7 @@ class _Run:
     tell: OnEvent
     turns: list[Turn] = field(default_factory=list)
     replies: list[Reply] = field(default_factory=list)
-    sources: list[Result] = field(default_factory=list)
-    numbers: dict[str, int] = field(default_factory=dict)
+    sources: Sources = field(default_factory=Sources)
     shown: set[tuple[int, tuple[str, ...]]] = field(default_factory=set)
     asked: dict[str, list[int]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -332,7 +286,8 @@ class _Run:
             else:
                 marks = "".join(f"[{number}]" for number in self.asked[normalise_query(query)]) or "-"
                 found.append(Found(query, note=self.words.asked_before.format(numbers=marks)))
-        used = sum(conversation.count(shown.text) for item in found for shown in item.results)
+        # What the results take is counted only where pages follow them.
+        used = sum(conversation.count(shown.text) for item in found for shown in item.results) if turn.pages else 0
         for page, text in zip(turn.pages, pages, strict=True):
             found.append(self._show_page(page, text, max(0, room - used), conversation))
             used += sum(conversation.count(shown.text) for shown in found[-1].results)
@@ -378,26 +333,25 @@ class _Run:
             passages = texts[result.url].passages
             again = (number, passages) in self.shown
             self.shown.add((number, passages))
-            text = f"({self.words.shown_before})" if again else "\n[...]\n".join(passages)
+            text = f"({self.words.shown_before})" if again else joined(passages)
             shown.append(Shown(number, result.title, result.url, result.date, text))
         return Found(query, tuple(shown), "" if shown else self.words.no_room)
 
     def _number(self, result: Result) -> int:
         """The number of a source, given when it is first shown."""
-        key = f"{result.url} {result.sha256}"
-        if key not in self.numbers:
-            self.sources.append(result)
-            self.numbers[key] = len(self.sources)
-            self.tell("source", {"number": len(self.sources), "page": self._keep(result), "title": result.title})
-        return self.numbers[key]
+        number, new = self.sources.number(result)
+        if new:
+            self._keep(result)
+            self.tell("source", source_event(number, result))
+        return number
 
     def _keep(self, page: Result) -> str:
         """The key of a page in the record, into which its text goes once."""
-        key = f"{page.sha256[:16]} {page.url}"
+        key = page_key(page)
         if key not in self.kept:
             self.kept.add(key)
             if self.tell is not _nobody:
-                self.tell("page", {"key": key, **dataclasses.asdict(page), "passages": []})
+                self.tell("page", page_event(page))
         return key
 
     async def _open(self, page: str, seconds: float) -> Result | str:
@@ -405,11 +359,10 @@ class _Run:
         reader = self.environment.reader
         assert reader is not None
         named = page.strip("[] ")
-        if named.isdigit() and 1 <= int(named) <= len(self.sources):
-            url = self.sources[int(named) - 1].url
-        elif any(source.url == page for source in self.sources) or (
-            self.environment.open_any_url and page.startswith(("http://", "https://"))
-        ):
+        sources = self.sources.pages
+        if named.isdigit() and 1 <= int(named) <= len(sources):
+            url = sources[int(named) - 1].url
+        elif any(source.url == page for source in sources) or (self.environment.open_any_url and is_web(page)):
             url = page
         else:
             self.tell("fetch", {"url": page[:300], "bytes": 0, "page": "", "blocked": "not among the results"})
@@ -423,7 +376,7 @@ class _Run:
             problem = f"not read within {seconds:.0f} s"
         else:
             self.opened += 1
-            engine = next((source.engine for source in self.sources if source.url == url), "page")
+            engine = next((source.engine for source in sources if source.url == url), "page")
             result = Result(read.url, read.title, read.text, read.date, 0.0, (), engine, read.sha256, read.fetched_at)
             self.tell("fetch", {"url": url, "bytes": read.bytes, "page": self._keep(result), "blocked": ""})
             return result
@@ -439,8 +392,8 @@ class _Run:
         allowed = min(room, _PAGE_TOKENS)
         page = dataclasses.replace(page, passages=best_passages(page.text, self.question, page.title, allowed))
         page = fit([page], allowed, allowed, conversation.count)[0]
-        text = "\n[...]\n".join(page.passages)
-        return Found(asked, (Shown(self._number(page), page.title, page.url, page.date, text),))
+        shown = Shown(self._number(page), page.title, page.url, page.date, joined(page.passages))
+        return Found(asked, (shown,))
 
     async def _final(self, conversation: Conversation, stopped_by: str, on_text: OnText | None) -> Rollout:
         """One last turn, in which tool calls lead nowhere."""
@@ -461,7 +414,7 @@ class _Run:
             stopped_by=stopped_by,
             turns=tuple(self.turns),
             replies=tuple(self.replies),
-            sources=tuple(self.sources),
+            sources=tuple(self.sources.pages),
             rounds=self.rounds,
             queries=self.queries,
             repeated=self.repeated,
@@ -475,23 +428,8 @@ class _Run:
             seconds=time.monotonic() - self.started,
             problems=tuple(self.problems),
         )
-        self.tell("final", {"answer": answer, "status": status, "stopped_by": stopped_by})
-        self.tell(
-            "usage",
-            {
-                name: getattr(rollout, name)
-                for name in (
-                    "rounds",
-                    "queries",
-                    "repeated",
-                    "opened",
-                    "tokens",
-                    "prompt_tokens",
-                    "completion_tokens",
-                    "seconds",
-                )
-            },
-        )
+        for kind, data in rollout.last_events():
+            self.tell(kind, data)
         return rollout
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tenfold.agent.agent import Agent, Answer, run
-from tenfold.agent.data import Question, read_rows
+from tenfold.agent.data import Question, cut_last_line, json_line, read_rows
 from tenfold.agent.rewards import exact_match, f1, same_value, sub_exact_match, without_marks
 from tenfold.core import console
 from tenfold.core.console import UserError
@@ -43,7 +43,7 @@ class Row:
         repeat: which of the repeats, from 0.
         difficulty: its hops, where they are known.
         answer: what the agent said.
-        status: how it ended (see `Rollout`).
+        status: how it ended (see `Outcome`).
         correct: 1 where a right answer stands in it, dates and numbers however they are written.
         em: exact match.
         sub_em: a right answer stands in it, by the letter.
@@ -202,13 +202,15 @@ def evaluate(
         judged = run(judge_answers(judge, judge_kinds, questions, rows, output, concurrency, seed))
         report = dataclasses.replace(report, judged=tuple(judged))
     if output is not None:
-        write_bytes(output / "rows.jsonl", "".join(_line(row) for row in rows).encode())
+        write_bytes(output / "rows.jsonl", b"".join(json_line(dataclasses.asdict(row)) for row in rows))
         write_json(output / "report.json", report)
     return report, rows
 
 
-def _line(row: Row) -> str:
-    return json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n"
+def chance(seed: int, repeat: int, name: str) -> tuple[int, str]:
+    """What is drawn for one try of a question: a seed of the sampling, and a delimiter."""
+    digest = hashlib.sha256(f"{seed}/{repeat}/{name}".encode()).hexdigest()
+    return int(digest[:6], 16), digest[:16]
 
 
 def _resume(output: Path, about: dict[str, Any]) -> dict[tuple[str, int], Row]:
@@ -224,10 +226,7 @@ def _resume(output: Path, about: dict[str, Any]) -> dict[tuple[str, int], Row]:
     write_json(output / "run.json", about)
     if not rows.exists():
         return {}
-    content = rows.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        write_bytes(rows, whole)
+    cut_last_line(rows)
     fields = {field.name for field in dataclasses.fields(Row)}
     done = {}
     for number, row in read_rows(rows):
@@ -258,11 +257,9 @@ async def _ask_all(
             nonlocal in_a_row
             while waiting and in_a_row < _FAILURES:
                 question, repeat = waiting.pop()
-                name = f"{seed}/{repeat}/{question.id}"
-                digest = hashlib.sha256(name.encode()).hexdigest()
                 problem = ""
                 try:
-                    answer = await agent.ask_async(question.question, (), int(digest[:6], 16), digest[:16])
+                    answer = await agent.ask_async(question.question, (), *chance(seed, repeat, question.id))
                     problem = answer.stopped_by if answer.status == "failed" else ""
                 except UserError as error:
                     problem = str(error)
@@ -274,7 +271,7 @@ async def _ask_all(
                 row = score(question, answer, repeat)
                 done[question.id, repeat] = row
                 if file is not None:
-                    file.write(_line(row).encode())
+                    file.write(json_line(dataclasses.asdict(row)))
                     file.flush()
                 if on_answer is not None:
                     on_answer(question, answer)

@@ -12,7 +12,7 @@ from tenfold.agent.data import SUFFIXES, read_documents
 from tenfold.agent.dense import Dense, Embed
 from tenfold.agent.lexical import Lexical
 from tenfold.agent.passages import TOKENS_PER_RESULT, take_passages
-from tenfold.agent.search import EmptyIndex, Page, Result
+from tenfold.agent.search import EmptyIndex, Page, Result, reciprocal_ranks
 from tenfold.agent.store import FileState, Store, Stored
 from tenfold.core import console
 from tenfold.core.console import UserError
@@ -24,7 +24,6 @@ _BATCH_SECONDS = 1.0
 _BATCH_WORDS = 20_000
 # Passages looked at per wanted document: several may belong to the same one.
 _DEPTH, _LEAST_DEPTH = 10, 40
-_RANK_OFFSET = 60
 
 
 @dataclass(frozen=True)
@@ -169,11 +168,8 @@ class LocalIndex:
         scores = {passage: score for passage, _, score in hits}
         owner = {passage: document for passage, document, _ in hits}
         if self._dense is not None:
-            ranks = [[passage for passage, _, _ in hits], [number for number, _ in self._dense.search(query, depth)]]
-            scores = {}
-            for ranking in ranks:
-                for rank, passage in enumerate(ranking):
-                    scores[passage] = scores.get(passage, 0.0) + 1 / (_RANK_OFFSET + rank + 1)
+            near = self._dense.search(query, depth)
+            scores = reciprocal_ranks([[passage for passage, _, _ in hits], [number for number, _ in near]])
             for passage in scores:
                 if passage not in owner and (number := self._store.document_of(passage)) is not None:
                     owner[passage] = number

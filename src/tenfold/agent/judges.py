@@ -157,9 +157,11 @@ class Judge:
 
 def _score(said: str) -> float | None:
     value = (read_object(said) or {}).get("score")
+    if not isinstance(value, str | int | float):
+        return None
     try:
-        score = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+        score = float(value)
+    except (ValueError, OverflowError):
         return None
     return score if 1 <= score <= 10 else None
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tenfold.agent.data import Question
+from tenfold.agent.data import Question, json_line
 from tenfold.agent.evaluation import Metric, Row, bootstrap
 from tenfold.agent.judges import Judge, Kind, Verdict, kappa, prompt_sha
 from tenfold.core.files import write_bytes
@@ -79,6 +78,5 @@ async def judge_answers(
     finally:
         await judge.policy.close()
     if output is not None:
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        write_bytes(output / "judged.jsonl", text.encode())
+        write_bytes(output / "judged.jsonl", b"".join(map(json_line, lines)))
     return found

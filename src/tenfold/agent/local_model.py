@@ -92,7 +92,7 @@ class LocalModel:
 
     def opening_ids(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> list[int]:
         """Ids of the first messages, up to where the model's turn begins."""
-        return self._ids(self._apply([self._harmless(message) for message in messages], tools, True))
+        return self._ids(self._apply([self._harmless(message) for message in messages], tools))
 
     def following_ids(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> list[int]:
         """Ids of what follows a turn of the model: the end of that turn, the messages, the start of the next turn."""
@@ -107,13 +107,13 @@ class LocalModel:
 
     def _following_ids(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> list[int]:
         before = [{"role": "user", "content": "."}, {"role": "assistant", "content": _STAND_IN}]
-        whole = self._apply([*before, *(self._harmless(message) for message in messages)], tools, True)
+        whole = self._apply([*before, *(self._harmless(message) for message in messages)], tools)
         return self._ids(whole.rpartition(_STAND_IN)[2])
 
-    def _apply(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], generation: bool) -> str:
+    def _apply(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> str:
         try:
             text = self.tokenizer.apply_chat_template(
-                list(messages), tools=list(tools) or None, add_generation_prompt=generation, tokenize=False
+                list(messages), tools=list(tools) or None, add_generation_prompt=True, tokenize=False
             )
         except Exception as error:  # templates are programs, and raise what they like
             raise UserError(f"{self.name}: its chat template failed ({' '.join(str(error).split())[:160]})") from None

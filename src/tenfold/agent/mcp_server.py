@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tenfold.agent.agent import Agent, Mode
-from tenfold.agent.passages import best_passages
+from tenfold.agent.passages import best_passages, joined
 from tenfold.agent.protocol import escape
 from tenfold.agent.serve import answer_text
 from tenfold.core.console import UserError
@@ -65,7 +65,7 @@ def mcp_server(agent: Agent) -> MCPServer[Any]:
             "title": escape(page.title),
             "url": page.url,
             "date": page.date,
-            "text": escape("\n[...]\n".join(shown)),
+            "text": escape(joined(shown)),
             "sha256": page.sha256,
         }
 

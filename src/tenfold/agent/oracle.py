@@ -7,7 +7,7 @@ the name in the last page as it was shown, and cites that page. It does not look
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from tenfold.agent.data import Question
 from tenfold.agent.policies import Scripted
@@ -15,7 +15,7 @@ from tenfold.agent.protocol import QUERIES, SEARCH, Message, escape
 from tenfold.agent.rewards import DATE
 from tenfold.agent.webpuzzle.relations import value_of
 
-_SHOWN = re.compile(
+SHOWN = re.compile(
     r"<<data (?P<delimiter>\w+)>>\n\[(?P<number>\d+)\] page title: (?P<title>[^\n]*)\n[^\n]*\n(?P<text>.*?)\n"
     r"<<end (?P=delimiter)>>",
     re.DOTALL,
@@ -46,29 +46,34 @@ def oracle(questions: Sequence[Question], bare: bool = False) -> Scripted:
             question = next((item for item in known.values() if f"\n{item.question}\n" in told), None)
         if question is None:
             return "<thinking>This question is not in my script.</thinking>I do not know."
-        return _turn(question, messages, _SHOWN_BARE if bare else _SHOWN)
+        return _turn(question, messages, _SHOWN_BARE if bare else SHOWN)
 
     return Scripted(script, "scripted oracle")
 
 
 def _turn(question: Question, messages: Sequence[Message], shown: re.Pattern[str]) -> str:
     pages: dict[str, tuple[int, str]] = {}
-    for message in messages[1:]:
-        if message["role"] == "user":
-            for found in shown.finditer(str(message["content"])):
-                number, text = int(found["number"]), found["text"]
-                if found["title"] not in pages or len(text) > len(pages[found["title"]][1]):
-                    pages[found["title"]] = (number, text)
+    for number, title, text in results_in(messages, shown):
+        if title not in pages or len(text) > len(pages[title][1]):
+            pages[title] = (number, text)
     asked = " ".join(str(message["content"]) for message in messages if message["role"] == "assistant")
     for step, title in enumerate(question.path):
         # A page that a search for another one has found as well is searched for all the same: one round for each step.
-        if _heading(title) not in pages or repr(title) not in asked:
+        if squeezed(title) not in pages or repr(title) not in asked:
             for words in (title, f"{title} {question.relations[step]}", title.partition(" (")[0]):
                 if repr(words) not in asked:
                     return f"<thinking>I need the page of {title}.</thinking>{SEARCH}|{{'{QUERIES}': [{words!r}]}}"
             return f"<thinking>The page of {title} is not found.</thinking>I could not find {title}."
-    number, text = pages[_heading(question.path[-1])]
+    number, text = pages[squeezed(question.path[-1])]
     return answer(question, number, text)
+
+
+def results_in(messages: Sequence[Message], shown: re.Pattern[str] = SHOWN) -> Iterator[tuple[int, str, str]]:
+    """Number, title and text of the results in a conversation."""
+    for message in messages[1:]:
+        if message["role"] == "user":
+            for found in shown.finditer(str(message["content"])):
+                yield int(found["number"]), found["title"], found["text"]
 
 
 _VERBS = {
@@ -94,8 +99,9 @@ def answer(question: Question, number: int, text: str) -> str:
     return f"<thinking>The page says it.</thinking>{subject} {_VERBS[relation]} {said} [{number}]."
 
 
-def _heading(title: str) -> str:
-    return " ".join(title.split())
+def squeezed(text: str) -> str:
+    """A text on one line, as results show titles."""
+    return " ".join(text.split())
 
 
 def read_date(text: str, relation: str) -> str | None:

@@ -6,34 +6,22 @@ import dataclasses
 from collections.abc import Sequence
 
 from tenfold.agent.citations import cited, renumber_marks
-from tenfold.agent.environment import Rollout, Status
+from tenfold.agent.outcome import Rollout, Sources, Status, page_event, source_event
 from tenfold.agent.search import Result
 from tenfold.agent.trace import Trace
 
 
-class Sources:
-    """The sources of several runs, each page once, numbered from 1 in the order in which they are cited."""
+def taken(rollout: Rollout, sources: Sources) -> tuple[str, list[int]]:
+    """The answer of a run with its marks in the numbers of `sources`, which grow by what it cites, and these numbers.
 
-    def __init__(self) -> None:
-        self.pages: list[Result] = []
-        self._numbers: dict[str, int] = {}
-
-    def take(self, rollout: Rollout) -> tuple[str, list[int]]:
-        """The answer of a run with its marks in the numbers of this list, and these numbers.
-
-        A mark that no source has stands for nothing, and goes.
-        """
-        numbers = {}
-        for mark in cited(rollout.answer):
-            if 1 <= mark <= len(rollout.sources):
-                page = rollout.sources[mark - 1]
-                key = f"{page.url} {page.sha256}"
-                if key not in self._numbers:
-                    self.pages.append(page)
-                    self._numbers[key] = len(self.pages)
-                numbers[mark] = (self._numbers[key],)
-        used = list(dict.fromkeys(number for group in numbers.values() for number in group))
-        return renumber_marks(rollout.answer, numbers), used
+    A mark that no source has stands for nothing, and goes.
+    """
+    numbers = {
+        mark: (sources.number(rollout.sources[mark - 1])[0],)
+        for mark in cited(rollout.answer)
+        if 1 <= mark <= len(rollout.sources)
+    }
+    return renumber_marks(rollout.answer, numbers), list(dict.fromkeys(number for (number,) in numbers.values()))
 
 
 def merged(
@@ -87,9 +75,7 @@ def merged(
 def record_end(trace: Trace, rollout: Rollout) -> None:
     """Put the sources, the answer and the cost of a merged run into its record."""
     for number, page in enumerate(rollout.sources, start=1):
-        key = f"{page.sha256[:16]} {page.url}"
-        trace.record("page", {"key": key, **dataclasses.asdict(page), "passages": []})
-        trace.record("source", {"number": number, "page": key, "title": page.title})
-    trace.record("final", {"answer": rollout.answer, "status": rollout.status, "stopped_by": rollout.stopped_by})
-    names = ["rounds", "queries", "repeated", "opened", "tokens", "prompt_tokens", "completion_tokens", "seconds"]
-    trace.record("usage", {name: getattr(rollout, name) for name in names})
+        trace.record("page", page_event(page))
+        trace.record("source", source_event(number, page))
+    for kind, data in rollout.last_events():
+        trace.record(kind, data)

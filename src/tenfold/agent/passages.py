@@ -11,6 +11,8 @@ PASSAGE_CHARACTERS, LONGEST_PASSAGE = 900, 1_300
 TOKENS_PER_RESULT, TOKENS_PER_QUERY, TOKENS_PER_ROUND = 600, 1_600, 4_000
 
 CountTokens = Callable[[str], int]
+# Stands between passages of one page.
+GAP = "\n[...]\n"
 
 _PIECE = re.compile(r"[A-Za-z]{1,5}|\d{1,3}|[^\W\d_]|[^\w\s]|_|\n+")
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+|(?<=[。！？])")
@@ -35,6 +37,11 @@ def cut_to_tokens(text: str, tokens: int) -> str:
         if number < tokens:
             end = piece.end()
     return text
+
+
+def joined(passages: Sequence[str]) -> str:
+    """Passages of one page as one text."""
+    return GAP.join(passages)
 
 
 def split_spans(text: str) -> list[tuple[int, int]]:

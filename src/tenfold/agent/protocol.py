@@ -154,6 +154,11 @@ def escape(text: str) -> str:
     return _NUMBERED.sub(r"\1(\2)", text)
 
 
+def framed(text: str, delimiter: str) -> str:
+    """A text of a page as the model sees it: between delimiters, within which everything is data."""
+    return f"<<data {delimiter}>>\n{text}\n<<end {delimiter}>>"
+
+
 def render(found: Sequence[Found], note: str, words: Wording, delimiter: str) -> str:
     """Results as one text: the rule about data, then a delimited block per query, then the environment's remark.
 
@@ -169,10 +174,8 @@ def render(found: Sequence[Found], note: str, words: Wording, delimiter: str) ->
         for shown in item.results:
             date = f" ({shown.date})" if shown.date else ""
             heading = escape(" ".join(shown.title.split())[:200] or shown.url[:200])
-            lines.append(
-                f"<<data {delimiter}>>\n[{shown.number}] {words.page_title}: {heading}{date}\n"
-                f"{escape(shown.url[:300])}\n{escape(shown.text)}\n<<end {delimiter}>>"
-            )
+            title = f"[{shown.number}] {words.page_title}: {heading}{date}"
+            lines.append(framed(f"{title}\n{escape(shown.url[:300])}\n{escape(shown.text)}", delimiter))
         parts.append("\n".join(lines))
     if note:
         parts.append(note)

@@ -12,16 +12,16 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from tenfold.agent.environment import Environment, Rollout, Status
 from tenfold.agent.instructions import Wording, wording
-from tenfold.agent.parts import Sources, merged, record_end
+from tenfold.agent.outcome import OnEvent, Rollout, Sources, Status
+from tenfold.agent.parts import merged, record_end, taken
 from tenfold.agent.policies import PolicyError, complete, read_object
-from tenfold.agent.protocol import escape, new_delimiter
+from tenfold.agent.protocol import escape, framed, new_delimiter
 from tenfold.agent.trace import Trace
 from tenfold.core.console import UserError
 
 if TYPE_CHECKING:
-    from tenfold.agent.agent import Agent, Answer, OnEvent
+    from tenfold.agent.agent import Agent, Answer
 
 MOST_SECTIONS = 6
 # Pages that the outline is made from, and how much of each.
@@ -54,18 +54,13 @@ async def write_report(agent: Agent, question: str, seed: int | None = None, on_
     """
     started = time.monotonic()
     trace = Trace(secrets=agent.secrets)
-
-    def tell(kind: str, data: dict[str, Any]) -> None:
-        trace.record(kind, data)
-        if on_event is not None:
-            on_event(kind, data)
-
+    tell = trace.recording(on_event)
     start = {"question": question, "policy": agent.policy.name, "protocol": agent.environment.protocol.name}
     tell("run_start", {**start, "budget": asdict(agent.budget), "delimiter": "", "seed": seed, "mode": "report"})
     words = wording(question)
     title, sections = await plan(agent, question, words, seed)
     tell("outline", {"title": title, "sections": [asdict(section) for section in sections]})
-    rounds = [len(part) for part in _shares(agent.budget.rounds, len(sections))]
+    rounds = _shares(agent.budget.rounds, len(sections))
     seconds = _SECTION_SHARE * (agent.budget.seconds - (time.monotonic() - started))
     if seconds <= 0:
         raise UserError(f"the outline took all of the {agent.budget.seconds:.0f} s: allow more")
@@ -76,15 +71,13 @@ async def write_report(agent: Agent, question: str, seed: int | None = None, on_
         others = "; ".join(other.heading for other in sections if other is not section) or "-"
         asked = words.section.format(question=question, heading=section.heading, find=section.find, others=others)
         budget = dataclasses.replace(agent.budget, rounds=rounds[position], seconds=seconds)
-        whole = agent.environment
 
         def hear(kind: str, data: dict[str, Any]) -> None:
             kept[position].append((kind, {**data, "section": section.heading}))
             if on_event is not None and kind != "run_start":
                 on_event(kind, data)
 
-        environment = Environment(agent.policy, whole.engine, whole.protocol, budget, whole.reader, whole.open_any_url)
-        return await environment.run(asked, (), seed, on_event=hear)
+        return await agent.environment.within(budget).run(asked, (), seed, on_event=hear)
 
     runs = await asyncio.gather(*(write(position) for position in range(len(sections))))
     if all(run.status == "failed" for run in runs):
@@ -92,7 +85,7 @@ async def write_report(agent: Agent, question: str, seed: int | None = None, on_
     sources = Sources()
     parts = [f"# {title}"] if title else []
     for section, run in zip(sections, runs, strict=True):
-        text, _ = sources.take(run)
+        text, _ = taken(run, sources)
         parts.append(f"## {section.heading}\n\n{text or f'({run.stopped_by or run.status})'}")
     for events in kept:
         for kind, data in events:
@@ -114,8 +107,7 @@ async def plan(agent: Agent, question: str, words: Wording, seed: int | None) ->
     found = await agent.search.search(question, _FIRST_PAGES)
     mark = new_delimiter()
     pages = "\n".join(
-        f"<<data {mark}>>\n{escape(page.title)}: {escape(' '.join(page.passages)[:_FIRST_CHARACTERS])}\n<<end {mark}>>"
-        for page in found
+        framed(f"{escape(page.title)}: {escape(' '.join(page.passages)[:_FIRST_CHARACTERS])}", mark) for page in found
     )
     # A section without a search would be written from memory.
     most = max(1, min(MOST_SECTIONS, agent.budget.rounds))
@@ -141,9 +133,10 @@ async def plan(agent: Agent, question: str, words: Wording, seed: int | None) ->
     )
 
 
-def _shares(rounds: int, parts: int) -> list[range]:
+def _shares(rounds: int, parts: int) -> list[int]:
     """Rounds shared out as evenly as they go, the first parts getting what is left over."""
-    return [range(part, rounds, parts) for part in range(parts)]
+    whole, left = divmod(rounds, parts)
+    return [whole + (part < left) for part in range(parts)]
 
 
 def _ending(sections: list[Section], runs: list[Rollout]) -> tuple[Status, str]:

@@ -23,7 +23,7 @@ from tenfold.agent.protocol import protocol
 from tenfold.agent.rewards import exact_match
 from tenfold.agent.rollouts import Batched, Example, Setting, Taught, example, play
 from tenfold.agent.training import grpo, sft
-from tenfold.agent.world import MISS, World, tiny_policy
+from tenfold.agent.world import MISS, SFT_WEIGHTS, World, tiny_policy
 from tenfold.core import console
 from tenfold.core.files import check_writable, read_json, write_json
 from tenfold.core.plots import plot_lines, save_plot
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 HOPS = (1, 2, 3, 4, 5)
-SFT_WEIGHTS = {1: 0.48, 2: 0.45, 3: 0.04, 4: 0.03}
 # Mostly the depths that the cold start leaves open. Chosen by the accuracy of the training's own rollouts, which begin
 # with other people than the questions that are measured.
 RL_WEIGHTS = {1: 0.05, 2: 0.1, 3: 0.35, 4: 0.5}
@@ -86,9 +85,23 @@ def setting(world: World) -> Setting:
     return Setting(world, protocol("brief"), BUDGET)
 
 
+@dataclass(frozen=True)
+class Depth:
+    """What a policy does on the questions of one depth: means, and the rounds of each question."""
+
+    hops: int
+    questions: int
+    accuracy: float
+    rounds: float
+    queries: float
+    format: float
+    tokens: float
+    all_rounds: list[int]
+
+
 def measure(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, world: World, hops: Sequence[int], count: int
-) -> list[dict[str, float]]:
+) -> list[Depth]:
     """Accuracy (exact match) and searches by depth, greedy, on held-out questions."""
     policy = Batched(model.eval(), tokenizer)
     rows = []
@@ -99,17 +112,17 @@ def measure(
             exact_match(rollout.answer, question.answers) for rollout, question in zip(rollouts, questions, strict=True)
         ]
         rows.append(
-            {
-                "hops": depth,
-                "questions": len(questions),
-                "accuracy": sum(right) / len(right),
-                "rounds": sum(rollout.rounds for rollout in rollouts) / len(rollouts),
-                "queries": sum(rollout.queries for rollout in rollouts) / len(rollouts),
-                "format": sum(rollout.format_ok for rollout in rollouts) / len(rollouts),
-                "tokens": sum(sum(rollout.mask) for rollout in rollouts) / len(rollouts),
-            }
+            Depth(
+                hops=depth,
+                questions=len(questions),
+                accuracy=sum(right) / len(right),
+                rounds=sum(rollout.rounds for rollout in rollouts) / len(rollouts),
+                queries=sum(rollout.queries for rollout in rollouts) / len(rollouts),
+                format=sum(rollout.format_ok for rollout in rollouts) / len(rollouts),
+                tokens=sum(sum(rollout.mask) for rollout in rollouts) / len(rollouts),
+                all_rounds=[rollout.rounds for rollout in rollouts],
+            )
         )
-        rows[-1]["all_rounds"] = [rollout.rounds for rollout in rollouts]  # type: ignore[assignment]
     return rows
 
 

@@ -40,6 +40,11 @@ class Graded:
     format_ok: bool
     answered: bool
 
+    @property
+    def strict_pass(self) -> bool:
+        """Whether enough of the strict graders voted for it."""
+        return sum(map(bool, self.strict_votes)) >= STRICT_PASS
+
 
 @dataclass(frozen=True)
 class Reward:
@@ -67,7 +72,7 @@ def accuracy_reward(rollout: Graded, stage: Stage) -> float:
         return 0.0
     if stage == "loose":
         return float(rollout.loose_score >= LOOSE_PASS)
-    return float(sum(map(bool, rollout.strict_votes)) >= STRICT_PASS)
+    return float(rollout.strict_pass)
 
 
 def extra_rewards(searches: Sequence[int], success: Sequence[bool]) -> list[float]:

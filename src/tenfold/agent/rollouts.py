@@ -20,8 +20,9 @@ import torch
 from tenfold.agent.agent import run
 from tenfold.agent.config import Budget, Sampling
 from tenfold.agent.data import Question
-from tenfold.agent.environment import Environment, Rollout
+from tenfold.agent.environment import Environment
 from tenfold.agent.local_model import LocalConversation, LocalModel
+from tenfold.agent.outcome import Rollout
 from tenfold.agent.policies import Policy, Scripted, assistant_message
 from tenfold.agent.protocol import Message, Protocol
 from tenfold.agent.search import Engine, Reader

@@ -11,10 +11,11 @@ import dataclasses
 import re
 import time
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
+from tenfold.agent.addresses import is_web
 from tenfold.agent.passages import (
     TOKENS_PER_QUERY,
     TOKENS_PER_RESULT,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 # Cormack, Clarke and Buettcher, SIGIR 2009: 1 / (60 + rank).
 _RANK_OFFSET = 60
+Key = TypeVar("Key", bound=Hashable)
 # An engine's pause where it names none, and the longest that a search waits for it.
 _PAUSE_S, _LONGEST_WAIT_S = 30.0, 5.0
 _TRIES = 3
@@ -168,6 +170,23 @@ def normalise_query(query: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", query).casefold().split()).rstrip(" .?!。？！")
 
 
+def retry_after(header: str) -> float | None:
+    """Seconds to wait as a server says it; Retry-After also comes as a date, which is passed over."""
+    return min(float(header), 3_600.0) if re.fullmatch(r"\d+(\.\d+)?", header) else None
+
+
+def reciprocal_ranks(rankings: Iterable[Sequence[Key]]) -> dict[Key, float]:
+    """Scores of what several rankings name, best first in each: the sum of 1 / (60 + rank), the first rank of each."""
+    scores: dict[Key, float] = {}
+    for ranking in rankings:
+        seen = set()
+        for rank, key in enumerate(ranking, start=1):
+            if key not in seen:
+                seen.add(key)
+                scores[key] = scores.get(key, 0.0) + 1 / (_RANK_OFFSET + rank)
+    return scores
+
+
 def fuse(lists: Sequence[Sequence[Result]], count: int) -> list[Result]:
     """Reciprocal rank fusion of several engines' results; pages are the same if their URLs are.
 
@@ -175,17 +194,12 @@ def fuse(lists: Sequence[Sequence[Result]], count: int) -> list[Result]:
         lists: one list per engine, best first.
         count: how many to return.
     """
-    scores: dict[str, float] = {}
+    scores = reciprocal_ranks([_same_page(result.url) for result in results] for results in lists)
     best: dict[str, Result] = {}
     engines: dict[str, list[str]] = {}
     for results in lists:
-        seen = set()
-        for rank, result in enumerate(results):
-            key = _same_page(result.url)
-            if key in seen:
-                continue
-            seen.add(key)
-            scores[key] = scores.get(key, 0.0) + 1 / (_RANK_OFFSET + rank + 1)
+        # A page that an engine gives twice counts as it was given first.
+        for key, result in {_same_page(result.url): result for result in reversed(results)}.items():
             if key not in best or len(result.text) > len(best[key].text):
                 best[key] = result
             engines.setdefault(key, []).append(result.engine)
@@ -369,7 +383,7 @@ class Search:
     async def _read(self, result: Result, query: str) -> Result:
         """A web result with passages of its page; as it was where the page cannot be read."""
         assert self.reader is not None
-        if not result.url.startswith(("http://", "https://")):
+        if not is_web(result.url):
             return result
         try:
             page = await self.reader.open_page(result.url)

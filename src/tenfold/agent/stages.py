@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,14 +13,13 @@ from tenfold.agent.data import Question, embedded_questions, read_questions
 from tenfold.agent.engines import Local
 from tenfold.agent.engines import engine as engine_named
 from tenfold.agent.oracle import oracle
-from tenfold.agent.policies import Reply, Scripted
-from tenfold.agent.protocol import ToolCall
+from tenfold.agent.policies import Scripted
 from tenfold.agent.protocol import protocol as protocol_named
 from tenfold.agent.rollouts import Batched, Example, Setting, Taught, example, play, taught
 from tenfold.agent.search import Search
 from tenfold.agent.trace import Recorded, Trace
 from tenfold.agent.training import ExamplesOf, grade_by_rules, grpo, sft
-from tenfold.agent.world import RELATIONS, World, tiny_policy
+from tenfold.agent.world import RELATIONS, SFT_WEIGHTS, World, tiny_policy
 from tenfold.core import console
 from tenfold.core.console import UserError
 from tenfold.core.files import make_folder
@@ -29,8 +28,7 @@ from tenfold.core.training.data import Shuffled
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Depths of the world's questions in the verb, by the experiment's weights.
-_WORLD_SFT = {1: 0.48, 2: 0.45, 3: 0.04, 4: 0.03}
+# Depths of the world's questions in GRPO; those of the cold start are the experiment's.
 _WORLD_RL = {1: 0.1, 2: 0.2, 3: 0.4, 4: 0.3}
 
 
@@ -101,19 +99,15 @@ def examples_of_traces(
     for file in files:
         trace = Trace.load(file)
         start = trace.first("run_start")
-        replies = [
-            Reply(**{**event["reply"], "calls": tuple(ToolCall(**call) for call in event["reply"]["calls"])})
-            for event in trace.of("turn")
-        ]
+        replies = trace.replies()
         if not replies or trace.first("final").get("status") != "answered":
             continue
         recorded = Recorded(trace)
-        lifted = Budget(start["budget"]["rounds"], start["budget"]["queries"], start["budget"]["results"], 10_000_000)
-        setting = Setting(recorded, protocol_named(protocol), replace(lifted, seconds=3_600.0), recorded)
+        setting = Setting(recorded, protocol_named(protocol), trace.lifted_budget(), recorded)
         question = known.get(start["question"], Question(file.stem, start["question"], ()))
         rollout = taught(setting, model, tokenizer, question, Scripted(replies, start["policy"]))
         graded = grade_by_rules(question, rollout) if question.answers else None
-        if rollout.format_ok and (graded is None or sum(graded.strict_votes) >= 2):
+        if rollout.format_ok and (graded is None or graded.strict_pass):
             examples.append(example(rollout))
     if not examples:
         raise UserError(f"none of the {len(files)} traces is one to learn from: well-formed and right to the end")
@@ -173,30 +167,30 @@ def train(
     asked = asked[: len(asked) - len(keep)] if asked else []
     if world is None and not asked:
         raise UserError(f"--dev keeps back all {len(keep)} questions: there is none left to train on")
+    order = Shuffled(len(asked), config.seed)
+
+    def question_of(number: int) -> Question:
+        if asked:
+            return asked[order(number)]
+        assert world is not None
+        return world.draw(number, _WORLD_RL, config.seed)
+
     if backend == "trl":
         from tenfold.agent.trl_rollouts import train_with_trl
 
-        if not asked and world is not None:
-            asked = [world.draw(number, _WORLD_RL, config.seed) for number in range(config.steps * config.questions)]
+        drawn = asked or [question_of(number) for number in range(config.steps * config.questions)]
         start = model.config.name_or_path
         if not start:  # TRL loads the reference by name
             model.save_pretrained(output / "start")
             model.config._name_or_path = str(output / "start")
-        rows = train_with_trl(model, tokenizer, setting, asked, config, output / "trl", use_cpu=device == "cpu")
+        rows = train_with_trl(model, tokenizer, setting, drawn, config, output / "trl", use_cpu=device == "cpu")
         return _save(stage, model, tokenizer, output, len(rows), True, dict(rows[-1]) if rows else {}, None)
-    question_of: Callable[[int], Question]
-    if asked:
-        order = Shuffled(len(asked), config.seed)
-        question_of = lambda number: asked[order(number)]  # noqa: E731
-    else:
-        assert world is not None
-        question_of = lambda number: world.draw(number, _WORLD_RL, config.seed)  # noqa: E731
 
     def evaluate(module: Any, step: int) -> Mapping[str, float]:
         rollouts = play(setting, Batched(module, tokenizer), keep, [0] * len(keep))
         graded = [grade_by_rules(question, rollout) for question, rollout in zip(keep, rollouts, strict=True)]
         return {
-            "dev": sum(sum(item.strict_votes) >= 2 and item.format_ok for item in graded) / len(graded),
+            "dev": sum(item.strict_pass and item.format_ok for item in graded) / len(graded),
             "dev_rounds": sum(item.searches for item in graded) / len(graded),
         }
 
@@ -245,7 +239,7 @@ def _examples(
         expert = Taught(still, tokenizer, world.expert())
 
         def of_world(numbers: Sequence[int]) -> list[Example]:
-            drawn = [world.draw(number, _WORLD_SFT, config.seed) for number in numbers]
+            drawn = [world.draw(number, SFT_WEIGHTS, config.seed) for number in numbers]
             return [example(rollout) for rollout in play(setting, expert, drawn, [0] * len(drawn))]
 
         return of_world
@@ -262,7 +256,7 @@ def _examples(
             if other not in kept:
                 question = pathed[other]
                 rollout = play(setting, teacher, [question], [0])[0]
-                right = rollout.format_ok and sum(grade_by_rules(question, rollout).strict_votes) >= 2
+                right = rollout.format_ok and grade_by_rules(question, rollout).strict_pass
                 kept[other] = example(rollout) if right else None
             found = kept[other]
             if found is not None:

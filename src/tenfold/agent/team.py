@@ -15,16 +15,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tenfold.agent.citations import cited, renumber_marks
-from tenfold.agent.environment import Environment, Rollout
+from tenfold.agent.environment import Environment
 from tenfold.agent.instructions import Wording, wording
-from tenfold.agent.parts import Sources, merged, record_end
+from tenfold.agent.outcome import OnEvent, Rollout, Sources
+from tenfold.agent.parts import merged, record_end, taken
 from tenfold.agent.protocol import Found, Limits, Message, Protocol, ToolCall, Turn
 from tenfold.agent.search import Result, SearchError
 from tenfold.agent.trace import Trace
 from tenfold.core.console import UserError
 
 if TYPE_CHECKING:
-    from tenfold.agent.agent import Agent, Answer, OnEvent
+    from tenfold.agent.agent import Agent, Answer
 
 # Searches of one researcher at the most, and the part of the time left that it may take.
 ROUNDS_OF_A_TASK = 3
@@ -80,11 +81,7 @@ class _Researchers:
         # Tasks of one turn run at the same time: what one may use is taken off at once, what is left of it given back.
         self.left -= rounds
         budget = dataclasses.replace(self.agent.budget, rounds=rounds, seconds=seconds)
-        whole = self.agent.environment
-        environment = Environment(
-            self.agent.policy, whole.engine, whole.protocol, budget, whole.reader, whole.open_any_url
-        )
-        run = await environment.run(query, (), self.seed, on_event=self._pass_on)
+        run = await self.agent.environment.within(budget).run(query, (), self.seed, on_event=self._pass_on)
         self.left += rounds - run.rounds
         self.runs.append(run)
         if run.status == "failed":
@@ -137,7 +134,7 @@ async def ask_team(
         raise UserError(plan.stopped_by)
     sources = Sources()
     numbers = {
-        mark: sources.take(team.findings[plan.sources[mark - 1].url])[1]
+        mark: taken(team.findings[plan.sources[mark - 1].url], sources)[1]
         for mark in cited(plan.answer)
         if 1 <= mark <= len(plan.sources)
     }

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from tenfold.agent.data import Question
-from tenfold.agent.oracle import answer
+from tenfold.agent.oracle import answer, results_in, squeezed
+from tenfold.agent.passages import GAP
 from tenfold.agent.policies import Scripted
 from tenfold.agent.protocol import QUERIES, SEARCH, Message
 
-_SHOWN = re.compile(
-    r"<<data (?P<delimiter>\w+)>>\n\[(?P<number>\d+)\] page title: (?P<title>[^\n]*)\n[^\n]*\n(?P<text>.*?)\n"
-    r"<<end (?P=delimiter)>>",
-    re.DOTALL,
-)
 _TASK = re.compile(r"\nWhat does the page of (?P<title>.+) say\?\n")
 _FINDING = re.compile(r"The page of (?P<title>.+?) says: (?P<text>.*)", re.DOTALL)
-# Between passages of one page.
-_GAP = re.compile(r"\n\[\.\.\.\]\n")
 
 
 def team_oracle(questions: Sequence[Question]) -> Scripted:
@@ -38,38 +32,26 @@ def team_oracle(questions: Sequence[Question]) -> Scripted:
 
 def _plan(question: Question, messages: Sequence[Message]) -> str:
     findings = {}
-    for number, _, text in _shown(messages):
+    for number, _, text in results_in(messages):
         found = _FINDING.search(text)
         if found is not None:
-            findings[_squeezed(found["title"])] = (number, found["text"])
+            findings[squeezed(found["title"])] = (number, found["text"])
     for title in question.path:
-        if _squeezed(title) not in findings:
+        if squeezed(title) not in findings:
             task = f"What does the page of {title} say?"
             if any(repr(task) in str(message["content"]) for message in messages[1:]):
                 return f"<thinking>Nobody finds the page.</thinking>I could not find {title}."
             return f"<thinking>The page of {title} comes next.</thinking>{SEARCH}|{{'{QUERIES}': [{task!r}]}}"
-    return answer(question, *findings[_squeezed(question.path[-1])])
+    return answer(question, *findings[squeezed(question.path[-1])])
 
 
 def _research(title: str, messages: Sequence[Message]) -> str:
-    for number, heading, text in _shown(messages):
-        if heading == _squeezed(title):
-            words = _squeezed(_GAP.split(text, maxsplit=1)[0])
+    for number, heading, text in results_in(messages):
+        if heading == squeezed(title):
+            words = squeezed(text.partition(GAP)[0])
             return f"<thinking>That is the page.</thinking>The page of {title} says: {words} [{number}]."
     asked = " ".join(str(message["content"]) for message in messages if message["role"] == "assistant")
     for words in (title, title.partition(" (")[0]):
         if repr(words) not in asked:
             return f"<thinking>I look for {title}.</thinking>{SEARCH}|{{'{QUERIES}': [{words!r}]}}"
     return f"<thinking>It is not found.</thinking>I could not find {title}."
-
-
-def _shown(messages: Sequence[Message]) -> Iterator[tuple[int, str, str]]:
-    """Number, title and text of the results in a conversation."""
-    for message in messages[1:]:
-        if message["role"] == "user":
-            for found in _SHOWN.finditer(str(message["content"])):
-                yield int(found["number"]), found["title"], found["text"]
-
-
-def _squeezed(text: str) -> str:
-    return " ".join(text.split())

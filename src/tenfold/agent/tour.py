@@ -4,13 +4,14 @@ follows their paths, one run is shown turn by turn, and the small trained policy
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tenfold.agent import viewer
 from tenfold.agent.agent import Agent, Answer
 from tenfold.agent.data import Question, embedded_corpus, embedded_questions
 from tenfold.agent.engines import Local
-from tenfold.agent.evaluation import evaluate, spread
+from tenfold.agent.evaluation import Report, Row, evaluate, spread
 from tenfold.agent.index import LocalIndex
 from tenfold.agent.oracle import oracle
 from tenfold.agent.reproduce import BUDGET, HOPS, ideal_rounds
@@ -21,6 +22,19 @@ from tenfold.core.report import Figure, Station, interactive_panel, plot_lines, 
 _QUESTIONS = 81
 # Of the closed world: questions of each depth.
 _PER_DEPTH = 30
+
+
+def _evaluated(
+    agent: Agent, questions: Sequence[Question], concurrency: int = 8
+) -> tuple[Report, list[Row], dict[str, Answer]]:
+    """An evaluation with its answers by the questions' names."""
+    answers: dict[str, Answer] = {}
+
+    def keep(question: Question, answer: Answer) -> None:
+        answers[question.id] = answer
+
+    report, rows = evaluate(agent, questions, concurrency=concurrency, on_answer=keep)
+    return report, rows, answers
 
 
 def tour(workdir: Path) -> Station:
@@ -36,12 +50,7 @@ def tour(workdir: Path) -> Station:
     for question in questions:
         index.search(question.question, 2)
     per_query_ms = 1_000 * (time.perf_counter() - started) / len(questions)
-    answers: dict[str, Answer] = {}
-
-    def keep(question: Question, answer: Answer) -> None:
-        answers[question.id] = answer
-
-    report, rows = evaluate(Agent(oracle(questions), [Local(index)]), questions, on_answer=keep)
+    report, rows, answers = _evaluated(Agent(oracle(questions), [Local(index)]), questions)
     deepest = max(rows, key=lambda row: (row.correct, row.rounds))
     hops = [float(level.difficulty) for level in report.levels]
     plot = plot_lines(
@@ -55,12 +64,7 @@ def tour(workdir: Path) -> Station:
     world = World()
     seeker = Agent(load_seeker(), [world], BUDGET, "brief")
     asked = world.held_out(HOPS, _PER_DEPTH)
-    runs: dict[str, Answer] = {}
-
-    def keep_run(question: Question, answer: Answer) -> None:
-        runs[question.id] = answer
-
-    learned, learned_rows = evaluate(seeker, asked, concurrency=len(asked), on_answer=keep_run)
+    learned, learned_rows, runs = _evaluated(seeker, asked, concurrency=len(asked))
     depths = [float(level.difficulty) for level in learned.levels]
     scaling = plot_lines(
         {

@@ -11,13 +11,14 @@ import itertools
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from tenfold.agent.config import Budget
 from tenfold.agent.data import read_rows
-from tenfold.agent.environment import Environment, Rollout
+from tenfold.agent.environment import Environment
+from tenfold.agent.outcome import OnEvent, Rollout
 from tenfold.agent.policies import Reply, Scripted
 from tenfold.agent.protocol import ToolCall, protocol
 from tenfold.agent.search import Page, Result
@@ -34,6 +35,8 @@ _KINDS = {
     "inject": {"found", "note", "tokens"},
     "final": {"answer", "status"},
 }
+
+_NO_LIMITS = {"tokens": 10_000_000, "seconds": 3_600.0}
 
 
 @dataclass
@@ -54,6 +57,16 @@ class Trace:
         event = {"kind": kind, "t": round(time.monotonic() - self._started, 4), **data}
         self.events.append(_without(event, self.secrets))
 
+    def recording(self, on_event: OnEvent | None) -> OnEvent:
+        """An `on_event` that records, and passes on to another one where there is one."""
+
+        def tell(kind: str, data: dict[str, Any]) -> None:
+            self.record(kind, data)
+            if on_event is not None:
+                on_event(kind, data)
+
+        return tell
+
     def of(self, kind: str) -> list[dict[str, Any]]:
         """The events of a kind."""
         return [event for event in self.events if event["kind"] == kind]
@@ -64,16 +77,27 @@ class Trace:
 
     def pages(self) -> dict[str, Result]:
         """Pages by their keys."""
-        names = ("url", "title", "text", "date", "score", "engine", "sha256", "fetched_at")
-        return {
-            event["key"]: Result(passages=(), **{name: event.get(name) for name in names})  # type: ignore[arg-type]
-            for event in self.of("page")
-        }
+        found = {}
+        for event in self.of("page"):
+            about: dict[str, Any] = {each.name: event.get(each.name) for each in fields(Result)}
+            found[event["key"]] = Result(**{**about, "passages": ()})
+        return found
 
     def sources(self) -> list[Result]:
         """What was shown: source n is sources()[n - 1]."""
         pages = self.pages()
         return [pages[event["page"]] for event in self.of("source")]
+
+    def replies(self) -> list[Reply]:
+        """The turns as the model wrote them."""
+        return [
+            Reply(**{**event["reply"], "calls": tuple(ToolCall(**call) for call in event["reply"]["calls"])})
+            for event in self.of("turn")
+        ]
+
+    def lifted_budget(self) -> Budget:
+        """The budget of the run without its limits of tokens and time, for a run that repeats it."""
+        return from_mapping(Budget, {**self.first("run_start")["budget"], **_NO_LIMITS}, "budget")
 
     def save(self, path: Path | str) -> None:
         """Write the events as JSON lines, atomically."""
@@ -199,17 +223,13 @@ async def replay(trace: Trace) -> tuple[Rollout, Trace]:
     start = trace.first("run_start")
     if start.get("mode"):
         raise UserError(f"a run in the mode {start['mode']} is put together from several: it cannot be replayed")
-    replies = [
-        Reply(**{**event["reply"], "calls": tuple(ToolCall(**call) for call in event["reply"]["calls"])})
-        for event in trace.of("turn")
-    ]
+    replies = trace.replies()
     if not replies:
         raise UserError("the trace holds no turn of the model: there is nothing to replay")
-    budget = from_mapping(Budget, {**start["budget"], "tokens": 10_000_000, "seconds": 3_600.0}, "budget")
     recorded = Recorded(trace)
     again = Trace()
     rollout = await Environment(
-        Scripted(replies, start["policy"]), recorded, protocol(start["protocol"]), budget, recorded
+        Scripted(replies, start["policy"]), recorded, protocol(start["protocol"]), trace.lifted_budget(), recorded
     ).run(
         start["question"],
         history=start.get("history") or (),

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from tenfold.agent.collapse import CollapseGuard
 from tenfold.agent.config import GrpoConfig, Sampling, SftConfig
 from tenfold.agent.data import Question
-from tenfold.agent.environment import Rollout
 from tenfold.agent.grpo import grpo_loss
+from tenfold.agent.outcome import Rollout
 from tenfold.agent.rewards import (
     Graded,
     Reward,

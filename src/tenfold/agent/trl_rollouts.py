@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tenfold.agent.config import GrpoConfig, Sampling
 from tenfold.agent.data import Question
-from tenfold.agent.environment import Rollout
+from tenfold.agent.outcome import Rollout
 from tenfold.agent.rewards import Stage, group_rewards
 from tenfold.agent.rollouts import Batched, Setting, play
 from tenfold.agent.training import Grader, grade_by_rules

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from tenfold.agent.addresses import is_web
 from tenfold.agent.trace import Trace
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -157,9 +158,8 @@ def _sources(trace: Trace) -> str:
     rows = []
     for number, source in enumerate(trace.sources(), start=1):
         date = f" · {source.date}" if source.date else ""
-        web = source.url.startswith(("http://", "https://"))
         address = _escape(source.url)
-        link = f'<a href="{address}" rel="noreferrer noopener">{address}</a>' if web else address
+        link = f'<a href="{address}" rel="noreferrer noopener">{address}</a>' if is_web(source.url) else address
         rows.append(
             f'<details id="source-{number}"><summary>[{number}] {_escape(source.title)} '
             f'<span class="soft">{_escape(source.engine)}{_escape(date)}</span></summary><p class="soft">{link}<br>'

@@ -40,6 +40,8 @@ KNOWN = "namesake"
 _ENTITIES, _HELD_OUT, _KNOWN = 1_200, 200, 40
 # Pieces of the paper's form, each a token of the small policy.
 _THINKING, _THOUGHT, _CALL, _CALL_END = "<thinking>", "</thinking>", f"{SEARCH}|{{'{QUERIES}':['", "']}"
+# The shares of the depths in a cold start.
+SFT_WEIGHTS = {1: 0.48, 2: 0.45, 3: 0.04, 4: 0.03}
 # How often a search finds nothing, by its wording.
 MISS = 0.15
 

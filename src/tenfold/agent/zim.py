@@ -7,6 +7,7 @@ small reader is here. Sizes come from the file and are not believed: every one i
 
 from __future__ import annotations
 
+import bisect
 import lzma
 import mmap
 import struct
@@ -61,13 +62,13 @@ class _Archive:
             raise ZimError(f"{path}: not a ZIM file (it begins with {content[:4].hex(' ')})")
         if major not in (5, 6):
             raise ZimError(f"{path}: ZIM format {major} is not known here (5 and 6 are)")
-        self._clusters = clusters
-        self._cluster_list = cluster_list
         if path_list + 8 * entries > len(content) or cluster_list + 8 * clusters > len(content):
             raise ZimError(
                 f"{path}: the ZIM file is damaged or cut off (its lists end beyond the file): fetch it again"
             )
         self._entries = struct.unpack_from(f"<{entries}Q", content, path_list)
+        self._clusters = struct.unpack_from(f"<{clusters}Q", content, cluster_list)
+        self._in_order = sorted(self._clusters)
         self._types = self._read_types(type_list)
         self._opened: tuple[int, bytes, int, int] | None = None
         # Before 6.1 articles lie in namespace A, since then in C.
@@ -117,11 +118,11 @@ class _Archive:
 
     def _open(self, cluster: int) -> tuple[bytes, int, int]:
         """Unpacked bytes of a cluster, the width of its offsets, and the number of its contents."""
-        if cluster >= self._clusters:
+        if cluster >= len(self._clusters):
             raise ValueError(f"no cluster {cluster}")
-        (start,) = struct.unpack_from("<Q", self._content, self._cluster_list + 8 * cluster)
+        start = self._clusters[cluster]
         information = self._content[start]
-        packed = self._packed(start + 1, cluster)
+        packed = self._packed(start + 1)
         data = self._unpack(packed, information & 0x0F)
         width = 8 if information & 0x10 else 4
         (first,) = struct.unpack_from("<Q" if width == 8 else "<I", data, 0)
@@ -129,11 +130,10 @@ class _Archive:
             raise ValueError(f"cluster {cluster} has no list of contents")
         return data, width, first // width - 1
 
-    def _packed(self, start: int, cluster: int) -> bytes:
+    def _packed(self, start: int) -> bytes:
         """A cluster's bytes: up to the next thing in the file, whose place is only known for another cluster."""
-        ends = struct.unpack_from(f"<{self._clusters}Q", self._content, self._cluster_list)
-        after = [end for end in ends if end >= start]
-        end = min(after, default=len(self._content))
+        following = bisect.bisect_left(self._in_order, start)
+        end = self._in_order[following] if following < len(self._in_order) else len(self._content)
         return self._content[start : min(end, start + _LARGEST_CLUSTER)]
 
     def _unpack(self, packed: bytes, compression: int) -> bytes:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tenfold.agent.policies import Policy, complete, read_object
-from tenfold.agent.protocol import escape, new_delimiter
+from tenfold.agent.protocol import escape, framed, new_delimiter
 from tenfold.agent.rewards import normalise_answer, same_value, sub_exact_match
 from tenfold.agent.search import Engine
 from tenfold.agent.webpuzzle.pool import Pool, PoolPage, bare, names_of
@@ -146,7 +146,7 @@ async def unique_riddle(row: dict[str, Any], pool: Pool, engine: Engine, policy:
     order = sorted(texts)
     mark = new_delimiter()
     shown = "\n".join(
-        f"<<data {mark}>>\n{number}. {escape(texts[url][0])}: {escape(texts[url][1])}\n<<end {mark}>>"
+        framed(f"{number}. {escape(texts[url][0])}: {escape(texts[url][1])}", mark)
         for number, url in enumerate(order, start=1)
     )
     said = read_object(await complete(policy, UNIQUE.format(question=row["question"], pages=shown))) or {}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from tenfold.agent.data import read_rows
+from tenfold.agent.data import cut_last_line, json_line, read_rows
 from tenfold.core.console import UserError
 from tenfold.core.files import make_folder, read_json, write_bytes, write_json
 
@@ -46,11 +46,8 @@ class Lines:
         self._write_run(self.complete)
         self.rows: dict[str, dict[str, Any]] = {}
         if self.path.exists():
-            content = self.path.read_bytes()
-            whole = content[: content.rfind(b"\n") + 1]
-            if whole != content:
-                write_bytes(self.path, whole)
-            self.rows = {key(row): row for _, row in read_rows(self.path)} if whole else {}
+            cut_last_line(self.path)
+            self.rows = {key(row): row for _, row in read_rows(self.path)}
         self._file = self.path.open("ab")
 
     def _write_run(self, complete: bool) -> None:
@@ -61,24 +58,19 @@ class Lines:
         name = self._key(row)
         if name not in self.rows:
             self.rows[name] = row
-            self._file.write(line(row))
+            self._file.write(json_line(row))
             self._file.flush()
 
     def finish(self, rows: Iterable[dict[str, Any]]) -> None:
         """Put the file in its final order, and say that it is whole."""
         self.close()
-        write_bytes(self.path, b"".join(map(line, rows)))
+        write_bytes(self.path, b"".join(map(json_line, rows)))
         self._write_run(True)
         self.complete = True
 
     def close(self) -> None:
         """Close the file; what is in it stays."""
         self._file.close()
-
-
-def line(row: dict[str, Any]) -> bytes:
-    """A row as a line of a file."""
-    return (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 
 def read_stage(folder: Path, name: str, verb: str) -> list[dict[str, Any]]:

@@ -12,14 +12,16 @@ import hashlib
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from tenfold.agent.data import read_rows
+from tenfold.agent.data import json_line, read_rows
 from tenfold.agent.policies import Policy
 from tenfold.agent.webpuzzle.checks import all_checks, near_duplicates
-from tenfold.agent.webpuzzle.lines import Lines, digest, line, read_stage
+from tenfold.agent.webpuzzle.lines import Lines, digest, read_stage
 from tenfold.agent.webpuzzle.pool import Pool, page_of_row, read_page
 from tenfold.agent.webpuzzle.tagging import DIFFICULTIES, Thresholds, try_once
 from tenfold.agent.webpuzzle.template import templates
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from tenfold.agent.engines import Local
     from tenfold.agent.judges import Judge
 
+T = TypeVar("T")
 Kind = Literal["template", "cross_page", "riddle"]
 KINDS: tuple[Kind, ...] = ("template", "cross_page", "riddle")
 # Candidates that a model is asked about at once, and how many are tried for each puzzle that is wanted.
@@ -49,15 +52,17 @@ def make_pool(folder: Path, engine: Local, licence: str = "") -> Pool:
     """Read every page of an index into the pool."""
     index = engine.index
     about = {"index": str(index.folder), "documents": len(index), "licence": licence}
-    lines = Lines(folder, "pool", about, lambda row: str(row["url"]))
     pages = []
-    with console.progress("reading", len(index)) as bar:
+    with (
+        closing(Lines(folder, "pool", about, lambda row: str(row["url"]))) as lines,
+        console.progress("reading", len(index)) as bar,
+    ):
         for number, document in enumerate(index.documents()):
             page = read_page(number, document.url, document.title, document.text, document.sha256, document.date)
             pages.append(page)
             lines.add(page.row())
             bar.advance()
-    lines.finish(page.row() for page in pages)
+        lines.finish(page.row() for page in pages)
     return Pool(pages)
 
 
@@ -106,8 +111,7 @@ def make_puzzles(
         "seed": seed,
         "pool": digest(folder, "pool"),
     }
-    lines = Lines(folder, "drafts", about, lambda row: str(row["id"]))
-    try:
+    with closing(Lines(folder, "drafts", about, lambda row: str(row["id"]))) as lines:
         if not lines.complete:
             if "template" in kinds:
                 with console.progress("templates", None) as bar:
@@ -119,8 +123,6 @@ def make_puzzles(
                 asyncio.run(_write(lines, pool, kind, count, policy, seed, _licence(folder)))
             order = sorted(lines.rows.values(), key=lambda row: (KINDS.index(row["kind"]), row["id"]))
             lines.finish(order)
-    finally:
-        lines.close()
     return list(lines.rows.values())
 
 
@@ -128,24 +130,29 @@ def _licence(folder: Path) -> str:
     return str(read_json(folder / "pool.run.json")["about"]["licence"])
 
 
+# What tells a candidate from others, what writes it, and its date.
+_Candidate = tuple[str, Callable[[], Awaitable[dict[str, Any]]], str]
+
+
 async def _write(lines: Lines, pool: Pool, kind: Kind, count: int, policy: Policy, seed: int, licence: str) -> None:
     """Let a model write puzzles of a kind, a window of candidates at a time, until there are enough."""
-    candidates: list[tuple[str, Callable[[], Awaitable[dict[str, Any]]], str]] = []
+    candidates: list[_Candidate] = []
     if kind == "cross_page":
         for name, pages in pool.groups():
             dates = max(page.date or "" for page in pages)
             text = "\n".join(page.url for page in pages)
-            candidates.append((text, lambda name=name, pages=pages: write_cross_page(policy, name, pages), dates))  # type: ignore[misc]
+            candidates.append((text, partial(write_cross_page, policy, name, pages), dates))
     else:
         for page in pool.pages:
             if len(page.text) >= _SHORTEST_PAGE:
-                candidates.append((page.url, lambda page=page: write_riddle(policy, page), page.date or ""))  # type: ignore[misc]
+                candidates.append((page.url, partial(write_riddle, policy, page), page.date or ""))
     random.Random(f"{seed}/{kind}").shuffle(candidates)
     # What was published last is least likely to be known by heart (the paper's appendix D.3).
     candidates.sort(key=lambda candidate: candidate[2], reverse=True)
     candidates = candidates[: count * _TRIES]
 
-    async def one(text: str, write: Callable[[], Awaitable[dict[str, Any]]]) -> None:
+    async def one(candidate: _Candidate) -> None:
+        text, write, _ = candidate
         name = f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
         if name not in lines.rows:
             try:
@@ -155,16 +162,31 @@ async def _write(lines: Lines, pool: Pool, kind: Kind, count: int, policy: Polic
             else:
                 lines.add({"id": name, **row, "created": lines.created, "licence": licence})
 
+    def enough() -> bool:
+        return sum(row["kind"] == kind and "rejected" not in row for row in lines.rows.values()) >= count
+
     try:
-        with console.progress(kind, len(candidates)) as bar:
-            for start in range(0, len(candidates), _WINDOW):
-                window = candidates[start : start + _WINDOW]
-                await _all(one(text, write) for text, write, _ in window)
-                bar.advance(len(window))
-                if sum(row["kind"] == kind and "rejected" not in row for row in lines.rows.values()) >= count:
-                    break
+        await _in_windows(kind, candidates, one, _WINDOW, enough=enough)
     finally:
         await policy.close()
+
+
+async def _in_windows(
+    title: str,
+    todo: Sequence[T],
+    one: Callable[[T], Awaitable[None]],
+    size: int,
+    done: int = 0,
+    enough: Callable[[], bool] = lambda: False,
+) -> None:
+    """Do all that is to be done, a window of it at once, until that is enough; `done` of it was done before."""
+    with console.progress(title, done + len(todo), done) as bar:
+        for start in range(0, len(todo), size):
+            window = todo[start : start + size]
+            await _all(one(item) for item in window)
+            bar.advance(len(window))
+            if enough():
+                break
 
 
 async def _all(work: Iterable[Awaitable[None]]) -> None:
@@ -188,8 +210,7 @@ def verify_puzzles(
     if not drafts:
         raise UserError(f"{folder}: holds no draft that was not rejected: see drafts.jsonl for the reasons")
     about = {"policy": policy.name if policy is not None else "", "drafts": digest(folder, "drafts")}
-    lines = Lines(folder, "verified", about, lambda row: str(row["id"]))
-    try:
+    with closing(Lines(folder, "verified", about, lambda row: str(row["id"]))) as lines:
         if not lines.complete:
             pool = load_pool(folder, engine)
             asyncio.run(_verify(lines, drafts, pool, engine, policy, concurrency))
@@ -199,8 +220,6 @@ def verify_puzzles(
                 row["checks"]["no_duplicate"] = row["id"] not in twice if row["kept"] else None
                 row["kept"] = row["kept"] and row["id"] not in twice
             lines.finish(rows)
-    finally:
-        lines.close()
     return [lines.rows[draft["id"]] for draft in drafts]
 
 
@@ -218,11 +237,7 @@ async def _verify(
         lines.add({**draft, **await all_checks(draft, pool, engine, policy)})
 
     try:
-        with console.progress("checking", len(drafts), len(drafts) - len(todo)) as bar:
-            for start in range(0, len(todo), concurrency):
-                window = todo[start : start + concurrency]
-                await _all(one(draft) for draft in window)
-                bar.advance(len(window))
+        await _in_windows("checking", todo, one, concurrency, len(drafts) - len(todo))
     finally:
         if policy is not None:
             await policy.close()
@@ -253,13 +268,10 @@ def tag_puzzles(
         "seed": seed,
         "verified": digest(folder, "verified"),
     }
-    lines = Lines(folder, "trials", about, lambda row: f"{row['id']}/{row['trial']}")
-    try:
+    with closing(Lines(folder, "trials", about, lambda row: f"{row['id']}/{row['trial']}")) as lines:
         if not lines.complete:
             asyncio.run(_try(lines, rows, trials, agent, judge, seed, concurrency))
             lines.finish(lines.rows[f"{row['id']}/{trial}"] for row in rows for trial in range(trials))
-    finally:
-        lines.close()
     tagged = []
     for row in rows:
         tries = [lines.rows[f"{row['id']}/{trial}"] for trial in range(trials)]
@@ -267,7 +279,7 @@ def tag_puzzles(
         rounds = sum(item["rounds"] for item in tries) / trials
         tag = {"difficulty": thresholds.difficulty(correct), "n_correct": correct, "n_trials": trials, "rounds": rounds}
         tagged.append({**row, **tag})
-    write_bytes(folder / "tagged.jsonl", b"".join(map(line, tagged)))
+    write_bytes(folder / "tagged.jsonl", b"".join(map(json_line, tagged)))
     done = {"about": {**about, **vars(thresholds)}, "created": lines.created, "complete": True}
     write_json(folder / "tagged.run.json", done)
     return tagged
@@ -284,15 +296,11 @@ async def _try(
 ) -> None:
     todo = [(row, trial) for row in rows for trial in range(trials) if f"{row['id']}/{trial}" not in lines.rows]
 
-    async def one(row: dict[str, Any], trial: int) -> None:
-        lines.add(await try_once(row, trial, agent, judge, seed))
+    async def one(wanted: tuple[dict[str, Any], int]) -> None:
+        lines.add(await try_once(*wanted, agent, judge, seed))
 
     try:
-        with console.progress("trying", len(rows) * trials, len(rows) * trials - len(todo)) as bar:
-            for start in range(0, len(todo), concurrency):
-                window = todo[start : start + concurrency]
-                await _all(one(row, trial) for row, trial in window)
-                bar.advance(len(window))
+        await _in_windows("trying", todo, one, concurrency, len(rows) * trials - len(todo))
     finally:
         await agent.policy.close()
         if judge is not None:
@@ -343,9 +351,9 @@ def finish_puzzles(folder: Path, seed: int = 0) -> Statistics:
     kept = [{**row, **untagged, **tagged.get(row["id"], {})} for row in verified if row["kept"]]
     split = split_by_pages(kept, seed)
     puzzles = [{**row, "split": split[row["id"]]} for row in kept]
-    write_bytes(folder / "puzzles.jsonl", b"".join(map(line, puzzles)))
+    write_bytes(folder / "puzzles.jsonl", b"".join(map(json_line, puzzles)))
     for name, _ in SPLITS:
-        write_bytes(folder / f"{name}.jsonl", b"".join(line(row) for row in puzzles if row["split"] == name))
+        write_bytes(folder / f"{name}.jsonl", b"".join(json_line(row) for row in puzzles if row["split"] == name))
     by_kind: dict[str, dict[str, int]] = {}
     for row in puzzles:
         counts = by_kind.setdefault(row["kind"], dict.fromkeys([*DIFFICULTIES, "untagged"], 0))

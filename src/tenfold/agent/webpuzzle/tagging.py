@@ -5,10 +5,10 @@ The paper's thresholds are in a formula that is not in its text. Ours: 4 of 4 ea
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from tenfold.agent.evaluation import chance
 from tenfold.agent.webpuzzle.checks import is_right
 from tenfold.core.console import UserError
 
@@ -48,8 +48,7 @@ async def try_once(row: dict[str, Any], trial: int, agent: Agent, judge: Judge |
     Raises:
         UserError: the agent's or the judge's endpoint is gone.
     """
-    digest = hashlib.sha256(f"{seed}/{trial}/{row['id']}".encode()).hexdigest()
-    answer = await agent.ask_async(row["question"], (), int(digest[:6], 16), digest[:16])
+    answer = await agent.ask_async(row["question"], (), *chance(seed, trial, row["id"]))
     if answer.status == "failed":
         raise UserError(answer.stopped_by)
     if judge is not None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tenfold.agent.policies import Policy, complete, read_object
-from tenfold.agent.protocol import escape, new_delimiter
+from tenfold.agent.protocol import escape, framed, new_delimiter
 from tenfold.agent.rewards import normalise_answer
 from tenfold.agent.webpuzzle.pool import PoolPage, bare, names_of
 
@@ -71,7 +71,7 @@ async def facts_of(policy: Policy, pages: Sequence[PoolPage], subject: str) -> l
     """Atomic facts of pages, each with words that stand in its page. Raises RejectedError where too few hold."""
     mark = new_delimiter()
     shown = "\n\n".join(
-        f"<<data {mark}>>\npage {number}: {escape(page.title)}\n{escape(page.text[:_LONGEST_PAGE])}\n<<end {mark}>>"
+        framed(f"page {number}: {escape(page.title)}\n{escape(page.text[:_LONGEST_PAGE])}", mark)
         for number, page in enumerate(pages, start=1)
     )
     said = await complete(policy, FACTS.format(count=len(pages), pages=shown, subject=subject), _ANSWER_TOKENS)
