@@ -28,10 +28,12 @@ class InputCheck:
         shapes: the shape of each input.
         max_abs_difference: the largest |ONNX Runtime - PyTorch| over all outputs; infinite where shapes differ or only
             one of the two is NaN.
+        max_relative_difference: likewise, each output's difference over the largest |value| that PyTorch gives in it.
     """
 
     shapes: tuple[tuple[int, ...], ...]
     max_abs_difference: float
+    max_relative_difference: float
 
 
 @dataclass(frozen=True)
@@ -127,8 +129,13 @@ def check_onnx(
         with _evaluation(module), torch.no_grad():
             expected = module(*values)
         expected = (expected,) if isinstance(expected, Tensor) else tuple(expected)
-        pairs = zip(found, expected, strict=True)
-        checks.append(InputCheck(shapes, max(_difference(ours, theirs.cpu().numpy()) for ours, theirs in pairs)))
+        wanted = [output.cpu().numpy() for output in expected]
+        differences = [_difference(ours, theirs) for ours, theirs in zip(found, wanted, strict=True)]
+        relative = [
+            difference / float(np.abs(theirs).max()) if difference else 0.0
+            for difference, theirs in zip(differences, wanted, strict=True)
+        ]
+        checks.append(InputCheck(shapes, max(differences), max(relative)))
     packages = ("torch", "onnx", "onnxruntime")
     versions = {name: importlib.metadata.version(name) for name in packages if importlib.util.find_spec(name)}
     return CheckResult(max((check.max_abs_difference for check in checks), default=0.0), tuple(checks), versions)

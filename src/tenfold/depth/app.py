@@ -13,7 +13,8 @@ from tenfold.core.console import UserError
 from tenfold.core.web import readable_errors, result_file
 from tenfold.depth import outputs
 from tenfold.depth.config import MODELS
-from tenfold.depth.predictor import PICTURE_SUFFIXES, DepthEstimator, read_picture
+from tenfold.depth.pictures import PICTURE_SUFFIXES, read_picture
+from tenfold.depth.predictor import DepthEstimator
 from tenfold.depth.tour import PHOTOGRAPH
 from tenfold.depth.view import cloud_panel
 
@@ -72,9 +73,7 @@ def measure(path: str | None, model: str, fov: float | None) -> tuple[Any, ...]:
 
     if path is None:
         raise UserError("Choose a picture first.")
-    picture = read_picture(path)
-    if picture.width * picture.height > MAX_INPUT_PIXELS:
-        raise UserError(f"{picture.width}x{picture.height} pixels are more than {MAX_INPUT_PIXELS / 1e6:g} megapixels")
+    picture = read_picture(path, MAX_INPUT_PIXELS)
     camera = None if fov else "auto"
     result = estimator(model).predict(picture, camera=camera, fov_x_deg=fov or None)
     stem = result_file("depth")

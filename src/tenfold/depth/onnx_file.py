@@ -96,7 +96,8 @@ def write(
     examples = []
     for index, (height, width) in enumerate(sizes):
         image = torch.randn(2 if dynamic and index == 0 else 1, 3, height, width, generator=generator)
-        k = torch.tensor([[0.8 * width, 0.8 * width, width / 2, height / 2]]).expand(image.shape[0], -1)
+        # Off the middle: a ray straight ahead has no azimuth, and rounding would decide which one it gets.
+        k = torch.tensor([[0.8 * width, 0.8 * width, 0.47 * width, 0.47 * height]]).expand(image.shape[0], -1)
         examples.append((image, cameras.rays("pinhole", k, height, width)) if given_rays else (image,))
     inputs = ("image", "rays") if given_rays else ("image",)
     names = ("depth_m" if v1 else "radius_m", "intrinsics", "rays_out", *(() if v1 or not error else ("error_m",)))
@@ -114,17 +115,13 @@ def write(
             metadata=metadata,
             extra="depth",
         )
-        differences = []
-        with torch.inference_mode():
-            largest = [max(float(part.abs().max()) for part in graph(*example)) for example in examples]
         result = onnx.check_onnx(temporary, graph, examples, extra="depth")
-        for check, scale in zip(result.inputs, largest, strict=True):
-            differences.append(check.max_abs_difference / max(scale, 1e-9))
+        differences = [check.max_relative_difference for check in result.inputs]
         worst = max(differences)
         if not worst <= TOLERANCE:
             raise UserError(
-                f"{path}: not written, since ONNX Runtime differs from PyTorch by {worst:.1e} of the largest value "
-                f"(more than {TOLERANCE:.0e}); try other versions than {result.versions}"
+                f"{path}: not written, since ONNX Runtime differs from PyTorch by {worst:.1e} of an output's "
+                f"largest value (more than {TOLERANCE:.0e}); try other versions than {result.versions}"
             )
         size = temporary.stat().st_size
     checked = tuple((*each, difference) for each, difference in zip(sizes, differences, strict=True))

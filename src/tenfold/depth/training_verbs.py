@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -13,6 +13,7 @@ from tenfold.core.console import UserError
 from tenfold.core.devices import DeviceName
 
 if TYPE_CHECKING:
+    from tenfold.depth.config import TrainConfig
     from tenfold.depth.data import CameraParameters, Entry
     from tenfold.depth.model import UniDepthV2
 
@@ -20,7 +21,6 @@ OutputFolder = Annotated[Path, arg(aliases=["-o"])]
 Dataset = Literal[
     "folder", "nyu", "kitti", "sunrgbd", "diode", "eth3d", "ibims", "void", "hammer", "nuscenes", "ddad", "tum"
 ]
-Config = TypeVar("Config")
 
 
 def train(
@@ -43,8 +43,8 @@ def train(
 ) -> object:
     """Train a UniDepthV2 network on rendered rooms, or on your own frames with depth.
 
-    A stopped run goes on when the command is given again. OUTPUT/depth.safetensors is the network, in the official
-    layout: every other verb takes it.
+    A stopped run goes on when the command is given again. OUTPUT/depth.safetensors is the network in half precision, in
+    the official layout: every other verb takes it. OUTPUT/model.safetensors has the weights as they were trained.
 
     Args:
         frames: folders of frames to train on; none renders rooms.
@@ -102,8 +102,7 @@ def train(
     result, network = training.train(
         Recipe(model, settings, chosen.scenes), output, frames=entries, start_from=start, device=device
     )
-    if result.finished:
-        checkpoint.save(network, str(output / "depth.safetensors"))
+    checkpoint.save(network, str(output / "depth.safetensors"), half=True)
     return dataclasses.asdict(result)
 
 
@@ -123,12 +122,12 @@ def _entries(dataset: str, root: Path) -> list[Entry]:
     return READERS[dataset](root)
 
 
-def _replaced(config: Config, **changes: object) -> Config:
+def _replaced(config: TrainConfig, **changes: Any) -> TrainConfig:
     """`config` with those changes that are not None. Raises UserError where they do not fit together."""
     import dataclasses
 
     try:
-        return dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})  # type: ignore[type-var]
+        return dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})
     except ValueError as error:
         raise UserError(f"these settings cannot be used: {error}") from None
 
@@ -258,8 +257,8 @@ def reproduce(
     """Reproduce the paper's claim at small scale: what a camera module and a spherical output are worth.
 
     Four small networks learn from rendered rooms with each seed: a plain depth head, camera prompting with the
-    spherical and with the Cartesian output, and the former with the invariance loss. Each takes about a minute and a
-    half of one core (with --full about an hour); a stopped run is resumed.
+    spherical and with the Cartesian output, and the former with the invariance loss. Each takes about two minutes of
+    one core (with --full about an hour); a stopped run is resumed.
 
     Args:
         output: result file; the plot goes beside it.
