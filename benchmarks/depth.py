@@ -30,7 +30,7 @@ from tenfold.depth.blocks import ray_angles_embedding
 from tenfold.depth.cameras import pinhole_rays
 from tenfold.depth.checkpoint import Network, create
 from tenfold.depth.config import PRESETS
-from tenfold.depth.model import UniDepthV2
+from tenfold.depth.model import UniDepthV2, run_heads
 from tenfold.depth.model_v1 import UniDepthV1
 from tenfold.depth.predictor import DepthEstimator
 from tenfold.depth.preprocessing import DEVIATION, MEAN, fit_v1, fit_v2
@@ -196,8 +196,6 @@ def stages(network: UniDepthV2, image: np.ndarray, turns: int) -> list[tuple[str
         result = run()
         found.setdefault(name, []).append(time.process_time() - start)
         return result
-
-    from tenfold.depth.model import run_heads
 
     with torch.inference_mode():
         for _ in range(turns):

@@ -154,6 +154,7 @@ FURTHER["depth"] = {
     "encoders.py": "DINOv2's transformer and ConvNeXt",
     "model_v1.py": "the first version's network",
     "preprocessing.py": "which size a network sees, and the way there and back",
+    "pictures.py": "picture files that the room takes: those of core, and HEIC",
     "outputs.py": "what a result becomes on disk",
     "view.py": "results to look at: a turnable cloud, a page, viser",
     "batch.py": "many files: names, failures, reports",

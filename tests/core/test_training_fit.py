@@ -24,7 +24,7 @@ from training_program import Teacher, adam, make_model, quiet_loss
 
 from tenfold.core import checkpoint
 from tenfold.core.console import UserError
-from tenfold.core.training import FitConfig, FitResult, Interrupted, cosine, fit, load_trained, multistep
+from tenfold.core.training import FitConfig, FitResult, Interrupted, cosine, fit, multistep
 
 
 def sgd(model: nn.Module) -> torch.optim.Optimizer:
@@ -493,17 +493,3 @@ def test_tensorboard_gets_the_rows_and_a_resume_replaces_those_that_were_lost(tm
     logged = {event.step: event.value for event in events.Scalars("loss")}
     assert logged == {row["step"]: pytest.approx(row["loss"], rel=1e-6) for row in rows(tmp_path)}
     assert len(events.Scalars("lr")) == 12
-
-
-def test_a_finished_runs_averaged_weights_are_put_into_the_model_and_an_unfinished_ones_are_not(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    result = train(tmp_path / "whole", ema_decay=0.8)
-    model = make_model(0.3)
-    assert load_trained(model, result)
-    own = torch.cat([tensor.flatten() for _, tensor in sorted(model.state_dict().items())])
-    assert torch.equal(own, weights(result.weights))
-    stopped = train(tmp_path / "stopped", should_stop=lambda progress: progress.step >= 5)
-    assert not load_trained(model, stopped)
-    assert torch.equal(own, torch.cat([tensor.flatten() for _, tensor in sorted(model.state_dict().items())]))
-    assert "no network is written" in capsys.readouterr().err

@@ -30,7 +30,7 @@ def test_rays_are_those_of_the_official_code(model: str) -> None:
 def test_a_padded_and_enlarged_camera_is_that_of_the_official_code(model: str) -> None:
     params = RECORDED[f"{model}.params"]
     before = params.clone()
-    found = cameras.resize(model, cameras.crop(model, params, -7, -3, -7, -4), 1.5)
+    found = cameras.resize(model, cameras.crop(model, params, -7, -3, -7, -4), 1.5, 1.5)
     assert torch.equal(params, before)
     torch.testing.assert_close(found, RECORDED[f"{model}.cropresize_params"], rtol=1e-6, atol=1e-6)
     rays, expected = cameras.rays(model, found, 100, 141), RECORDED[f"{model}.cropresize_rays"]
@@ -42,7 +42,9 @@ def test_a_padded_and_enlarged_camera_is_that_of_the_official_code(model: str) -
 
 @pytest.mark.parametrize("model", cameras.CAMERAS)
 def test_projection_undoes_unprojection(model: str) -> None:
-    assert cameras.round_trip_error(model, RECORDED[f"{model}.params"], 60, 80).max() < 1e-5
+    params, pixels = RECORDED[f"{model}.params"].reshape(1, -1).double(), cameras.pixel_centres(60, 80)[None]
+    back = cameras.CAMERAS[model].project(params, cameras.CAMERAS[model].unproject(params, pixels))
+    assert (back - pixels).norm(dim=-1).nan_to_num(nan=math.inf).max() < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -76,7 +78,7 @@ def test_cropping_and_scaling_an_image_or_its_camera_is_the_same(
 ) -> None:
     params = RECORDED[f"{model}.params"].double()
     pixels = cameras.pixel_centres(12, 16)[None] + 20
-    changed = cameras.resize(model, cameras.crop(model, params, left, top), factor)
+    changed = cameras.resize(model, cameras.crop(model, params, left, top), factor, factor)
     moved = (pixels - torch.tensor([left, top], dtype=torch.float64)) * factor
     expected, found = (cameras.CAMERAS[model].unproject(*each) for each in ((params, pixels), (changed, moved)))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import urllib.request
 from pathlib import Path
 
 import jsonschema
@@ -16,6 +17,7 @@ from tenfold.core import images
 from tenfold.core.console import UserError, to_jsonable
 from tenfold.core.video import VideoReader, VideoWriter
 from tenfold.depth import checkpoint, onnx_file, outputs, view
+from tenfold.depth.camera_input import Camera
 from tenfold.depth.predictor import Depth, DepthEstimator
 
 SCHEMAS = Path(__file__).parents[2] / "docs" / "schemas"
@@ -91,9 +93,27 @@ def test_the_page_loads_nothing(result, tmp_path) -> None:
     assert not re.search(r"(?:src|href)=[\"'](?!data:|#)", text.replace("&quot;", '"'))
 
 
-def test_viser_shows_a_cloud(result) -> None:
+def test_viser_shows_every_point_in_its_colour_and_the_camera(result) -> None:
     pytest.importorskip("viser")
-    view.serve([("photo", result)], port=18431, until=0.3)
+    with view.viewer([("photo", result)]) as server:
+        cloud = server.scene.get_handle_by_name("/photo/points")
+        camera = server.scene.get_handle_by_name("/photo/camera")
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.get_port()}") as page:
+            assert page.status == 200
+    np.testing.assert_allclose(cloud.points, result.points_m.reshape(-1, 3), rtol=2e-3, atol=2e-3)  # half precision
+    assert np.array_equal(cloud.colors, result.image.reshape(-1, 3))
+    assert camera.fov == pytest.approx(2 * np.arctan(72 / 2 / result.intrinsics[1, 1]))
+
+
+def test_what_lies_behind_the_camera_has_no_depth_in_a_picture_of_16_bits(tmp_path) -> None:
+    picture = np.asarray(Image.open(PHOTOGRAPH).resize((96, 72)))
+    camera = Camera("spherical", (0, 0, 0, 0, 96, 72, np.pi, np.pi / 2))
+    found = DepthEstimator(tiny_network()).predict(picture, camera=camera)
+    assert (found.depth_m < 0).mean() > 0.4
+    (png,) = found.save(tmp_path / "a", ("png16",))
+    stored = images.read(png).pixels
+    assert (stored[found.depth_m < 0] == 0).all()
+    assert (stored[found.depth_m > 0.01] > 0).all()
 
 
 def test_predict_writes_and_reports(weights, tmp_path, capsys) -> None:

@@ -210,7 +210,7 @@ def test_a_camera_comes_back_through_both_ways(size: tuple[int, int]) -> None:
         for exact in (True, False):
             inside = fit.camera_in("pinhole", params, exact)
             back = fit.camera_out(cameras.intrinsics_of(inside), exact)
-            torch.testing.assert_close(cameras.pinhole_params(back), params, rtol=1e-12, atol=1e-9)
+            torch.testing.assert_close(back[:, (0, 1, 0, 1), (0, 1, 2, 2)], params, rtol=1e-12, atol=1e-9)
 
 
 def test_rays_of_a_large_image_are_computed_in_parts_alike() -> None:

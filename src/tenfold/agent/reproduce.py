@@ -155,7 +155,7 @@ def one_seed(seed: int, plan: Plan, folder: Path, arms: Sequence[str] = tuple(AR
 
 def _arm(arm: str, seed: int, plan: Plan, folder: Path, world: World) -> tuple[Any, Any]:
     """Train one arm and return its model and tokenizer."""
-    from tenfold.core.checkpoint import load_file, load_into
+    from tenfold.core.checkpoint import load_weights
 
     model, tokenizer = tiny_policy(seed)
     known = arm.startswith("known")
@@ -165,10 +165,10 @@ def _arm(arm: str, seed: int, plan: Plan, folder: Path, world: World) -> tuple[A
     half = arm.endswith("-half")
     stem = "no-extra" if arm.startswith("no-extra") else "known" if known else "loose"
     before = folder / (("known-sft" if known else "sft") if half else f"{stem}-half") / "model.safetensors"
-    load_into(model, load_file(before).tensors, str(before))
+    load_weights(model, before)
     start, _ = tiny_policy(seed)
     first = folder / ("known-sft" if known else "sft") / "model.safetensors"
-    load_into(start, load_file(first).tensors, str(first))
+    load_weights(start, first)
     steps = plan.loose if half else plan.strict
     config = GrpoConfig(
         steps=steps,

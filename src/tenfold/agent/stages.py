@@ -209,9 +209,9 @@ def train(
         device=device,
     )
     if result.best_weights is not None:
-        from tenfold.core.checkpoint import load_file, load_into
+        from tenfold.core.checkpoint import load_weights
 
-        load_into(model, load_file(result.best_weights).tensors, str(result.best_weights))
+        load_weights(model, result.best_weights)
     return _save(stage, model, tokenizer, output, result.steps, result.finished, result.metrics, result.best)
 
 

@@ -219,6 +219,11 @@ def _header_config(metadata: Mapping[str, str]) -> dict[str, Any] | None:
 # --- into a module ---------------------------------------------------------------------------------------------------
 
 
+def load_weights(module: nn.Module, path: Path | str) -> None:
+    """`load_file`, then `load_into`: a run's own weights back into the module that it trained, strictly."""
+    load_into(module, load_file(path).tensors, str(path))
+
+
 def load_into(
     module: nn.Module, tensors: Mapping[str, Tensor], origin: str, name_in_file: Callable[[str], str] = str
 ) -> None:

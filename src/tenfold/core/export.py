@@ -29,11 +29,13 @@ class InputCheck:
         max_abs_difference: the largest |ONNX Runtime - PyTorch| over all outputs; infinite where shapes differ or only
             one of the two is NaN.
         largest: the largest |PyTorch| over all outputs, NaN and infinity left out.
+        max_relative_difference: likewise, each output's difference over the largest |value| that PyTorch gives in it.
     """
 
     shapes: tuple[tuple[int, ...], ...]
     max_abs_difference: float
     largest: float
+    max_relative_difference: float
 
 
 @dataclass(frozen=True)
@@ -169,10 +171,14 @@ def check_onnx(
         with _evaluation(module), torch.no_grad():
             expected = module(*values)
         expected = (expected,) if isinstance(expected, Tensor) else tuple(expected)
-        arrays = [output.cpu().numpy() for output in expected]
-        worst = max(_difference(ours, theirs) for ours, theirs in zip(found, arrays, strict=True))
-        largest = max(float(np.abs(array[np.isfinite(array)]).max(initial=0.0)) for array in arrays)
-        checks.append(InputCheck(shapes, worst, largest))
+        wanted = [output.cpu().numpy() for output in expected]
+        differences = [_difference(ours, theirs) for ours, theirs in zip(found, wanted, strict=True)]
+        sizes = [float(np.abs(theirs[np.isfinite(theirs)]).max(initial=0.0)) for theirs in wanted]
+        relative = [
+            difference / size if size else (float("inf") if difference else 0.0)
+            for difference, size in zip(differences, sizes, strict=True)
+        ]
+        checks.append(InputCheck(shapes, max(differences), max(sizes), max(relative)))
     packages = ("torch", "onnx", "onnxruntime")
     versions = {name: importlib.metadata.version(name) for name in packages if importlib.util.find_spec(name)}
     worst = max((check.max_abs_difference for check in checks), default=0.0)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tenfold.core.training import Shuffled
-from tenfold.depth.cameras import pinhole_rays
+from tenfold.depth.cameras import intrinsics_of, pinhole_rays
 from tenfold.depth.config import SceneConfig
 from tenfold.depth.losses import invariance, lambda_mse, ray_angles
 from tenfold.depth.simulate import add_noise, random_scenes, render
@@ -166,12 +166,9 @@ class AblationNetwork(nn.Module):
 
     def _rays(self, raw: Tensor, height: int, width: int) -> Tensor:
         """Camera from four scalars, as V2 reads them."""
-        diagonal = math.hypot(height, width)
-        k = torch.zeros(raw.shape[0], 3, 3)
-        k[:, 2, 2] = 1
-        k[:, 0, 0], k[:, 1, 1] = 0.7 * diagonal * raw[:, 0].exp(), 0.7 * diagonal * raw[:, 1].exp()
-        k[:, 0, 2], k[:, 1, 2] = width * raw[:, 2].sigmoid(), height * raw[:, 3].sigmoid()
-        return pinhole_rays(k, height, width)
+        focal = 0.7 * math.hypot(height, width) * raw[:, :2].exp()
+        centre = raw.new_tensor([width, height]) * raw[:, 2:].sigmoid()
+        return pinhole_rays(intrinsics_of(torch.cat([focal, centre], dim=1)), height, width)
 
     def _points(self, raw: Tensor, rays: Tensor) -> dict[str, Tensor]:
         if self.arm.output == "cartesian":

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import functools
-from importlib import resources
 from typing import Any
 
 import numpy as np
 
 from tenfold.core import images
 from tenfold.core.console import UserError
-from tenfold.core.web import readable_errors, result_file
+from tenfold.core.web import asset_copy, readable_errors, result_file
 from tenfold.depth import outputs
 from tenfold.depth.config import MODELS
-from tenfold.depth.predictor import PICTURE_SUFFIXES, DepthEstimator, read_picture
+from tenfold.depth.pictures import PICTURE_SUFFIXES, read_picture
+from tenfold.depth.predictor import DepthEstimator
 from tenfold.depth.tour import PHOTOGRAPH
 from tenfold.depth.view import cloud_panel
 
@@ -48,9 +48,7 @@ def tab() -> None:
 
 def built_in_photograph() -> str:
     """A copy of the tour's photograph, as if it had been uploaded."""
-    copy = result_file(PHOTOGRAPH)
-    copy.write_bytes((resources.files("tenfold.depth") / "assets" / PHOTOGRAPH).read_bytes())
-    return str(copy)
+    return asset_copy("tenfold.depth", PHOTOGRAPH)
 
 
 @functools.lru_cache(maxsize=1)
@@ -72,9 +70,7 @@ def measure(path: str | None, model: str, fov: float | None) -> tuple[Any, ...]:
 
     if path is None:
         raise UserError("Choose a picture first.")
-    picture = read_picture(path)
-    if picture.width * picture.height > MAX_INPUT_PIXELS:
-        raise UserError(f"{picture.width}x{picture.height} pixels are more than {MAX_INPUT_PIXELS / 1e6:g} megapixels")
+    picture = read_picture(path, MAX_INPUT_PIXELS)
     camera = None if fov else "auto"
     result = estimator(model).predict(picture, camera=camera, fov_x_deg=fov or None)
     stem = result_file("depth")

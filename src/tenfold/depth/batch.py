@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from tenfold.core import console, images, video
+from tenfold.core import console, video
 from tenfold.core.console import PartialFailure, UserError
 from tenfold.core.files import DiskError, check_writable, write_json
 from tenfold.depth import outputs
+from tenfold.depth.pictures import PICTURE_SUFFIXES
 
 if TYPE_CHECKING:
+    from tenfold.depth.camera_input import Camera
     from tenfold.depth.predictor import Depth, DepthEstimator
 
-PICTURE_SUFFIXES = images.READABLE_SUFFIXES | {".heic", ".heif", ".avif"}
-VIDEO_FORMATS = ("png16", "npy", "npz", "exr", "colormap", "ply", "glb", "mesh")
+FRAME_FORMATS = ("png16", "npy", "npz", "exr", "ply", "glb", "mesh")  # that a film's frames are written in
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,9 @@ def find_files(paths: Sequence[str], recursive: bool = False) -> list[tuple[Path
 def targets(files: Sequence[tuple[Path, Path]], output: Path) -> list[Path]:
     """Folder and stem of each file's results; files of one stem keep their suffix in the name."""
     stems = [output / below / path.stem for path, below in files]
+    count = Counter(stems)
     return [
-        stem if stems.count(stem) == 1 else stem.with_name(f"{path.stem}_{path.suffix[1:]}")
+        stem if count[stem] == 1 else stem.with_name(f"{path.stem}_{path.suffix[1:]}")
         for stem, (path, _) in zip(stems, files, strict=True)
     ]
 
@@ -100,7 +102,7 @@ class Settings:
     formats: tuple[str, ...] = ("png16", "colormap", "json")
     scale: float = 1000.0
     max_depth_m: float | None = None
-    camera: str | None = None
+    camera: Camera | str | None = None
     fov_x_deg: float | None = None
     resolution_level: float | None = None
     uncertainty: bool = True
@@ -221,21 +223,19 @@ def _film(estimator: DepthEstimator, path: Path, target: Path, settings: Setting
     """NAME_depth.mp4 in colours that mean the same in all frames; further formats a frame, below NAME/."""
     reader = video.VideoReader(path)
     file = target.with_name(target.name + "_depth.mp4")
-    formats = [name for name in settings.formats if name in VIDEO_FORMATS and name != "colormap"]
+    formats = [name for name in settings.formats if name in FRAME_FORMATS]
     if settings.formats == Settings.formats:
         formats = []  # of the defaults, a film gets its colours and its camera
     frames, bounds, first = 0, (0.0, 0.0), None
     with (
-        video.VideoWriter(file, Fraction(reader.fps), _even(reader.size)) as writer,
+        video.VideoWriter(file, reader.fps, reader.size) as writer,
         console.progress(path.name, total=reader.frame_count) as bar,
     ):
         for result in estimator.predict_video(path, shared_camera=settings.shared_camera, **settings.predict_options):
             if first is None:
                 low, high = np.percentile(result.depth_m, (1, 99))
                 first, bounds = outputs.describe(result), (max(0.01, 0.7 * float(low)), max(0.02, 1.4 * float(high)))
-            frame = outputs.colormap(result.depth_m, bounds)
-            width, height = _even(reader.size)
-            writer.write(np.ascontiguousarray(frame[:height, :width]))
+            writer.write(outputs.colormap(result.depth_m, bounds))
             if formats:
                 check_writable(target)
                 outputs.save(result, target / f"{frames:06d}", formats, **settings.save_options)
@@ -255,8 +255,3 @@ def _film(estimator: DepthEstimator, path: Path, target: Path, settings: Setting
         fov_x_deg=first["fov_x_deg"],
         depth_m=first["depth_m"],
     )
-
-
-def _even(size: tuple[int, int]) -> tuple[int, int]:
-    """Width and height as 4:2:0 video wants them."""
-    return size[0] // 2 * 2, size[1] // 2 * 2

@@ -141,7 +141,7 @@ class Camera:
         if self.model != "pinhole":
             return None
         fx, fy, cx, cy = self.params
-        return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+        return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], np.float64)
 
     def check_fits(self, width: int, height: int) -> None:
         """See that the camera belongs to an image of this size. Raises UserError; warns where it is only odd."""

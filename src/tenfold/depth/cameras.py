@@ -24,16 +24,19 @@ class CameraModel:
     """One camera model.
 
     Args:
-        count: number of parameters.
         unproject: (parameters B x P, pixels B x N x 2) -> rays B x N x 3, of unit length.
         project: (parameters B x P, points B x N x 3) -> pixels B x N x 2; NaN for points that no pixel sees.
         names: of the parameters, in order.
     """
 
-    count: int
     unproject: Callable[[Tensor, Tensor], Tensor]
     project: Callable[[Tensor, Tensor], Tensor]
     names: tuple[str, ...]
+
+    @property
+    def count(self) -> int:
+        """Number of parameters."""
+        return len(self.names)
 
 
 # --- what all share --------------------------------------------------------------------------------------------------
@@ -101,14 +104,7 @@ def crop(model: str, params: Tensor, left: float, top: float, right: float = 0.0
     return params
 
 
-def resize(model: str, params: Tensor, factor: float) -> Tensor:
-    """The camera of an image that was scaled by one factor."""
-    params = params.clone()
-    params[..., : 6 if model == "spherical" else 4] *= factor
-    return params
-
-
-def resize_axes(model: str, params: Tensor, factor_x: float, factor_y: float) -> Tensor:
+def resize(model: str, params: Tensor, factor_x: float, factor_y: float) -> Tensor:
     """The camera of an image that was scaled by a factor for each axis."""
     params = params.clone()
     columns = (0, 2, 4) if model == "spherical" else (0, 2)
@@ -125,21 +121,6 @@ def intrinsics_of(params: Tensor) -> Tensor:
     k[..., 0, 2], k[..., 1, 2] = params[..., 2], params[..., 3]
     k[..., 2, 2] = 1.0
     return k
-
-
-def pinhole_params(intrinsics: Tensor) -> Tensor:
-    """B x 3 x 3 -> fx, fy, cx, cy: B x 4."""
-    return torch.stack(
-        [intrinsics[..., 0, 0], intrinsics[..., 1, 1], intrinsics[..., 0, 2], intrinsics[..., 1, 2]], dim=-1
-    )
-
-
-def round_trip_error(model: str, params: Tensor, height: int, width: int) -> Tensor:
-    """Pixels between every pixel centre and the projection of its ray, HW; infinite where the camera has no ray."""
-    params = params.reshape(1, -1).double()
-    pixels = pixel_centres(height, width)[None]
-    back = CAMERAS[model].project(params, CAMERAS[model].unproject(params, pixels))
-    return (back - pixels).norm(dim=-1)[0].nan_to_num(nan=math.inf)
 
 
 def _columns(params: Tensor, start: int, stop: int) -> list[Tensor]:
@@ -319,17 +300,15 @@ def _project_opencv(params: Tensor, points: Tensor) -> Tensor:
 # As in the release, the tangential terms act on radially distorted coordinates, and p0 belongs to x.
 
 
-def _mei_lens(params: Tensor) -> tuple[Tensor, Tensor]:
-    """Parameters as `_bend` (no prism) and `_odd_polynomial` want them."""
-    zeros = torch.zeros_like(params[:, :4])
-    return torch.cat([torch.zeros_like(params[:, :1]).expand(-1, 10), params[:, 6:8], zeros], dim=1), params
+def _mei_bending(params: Tensor) -> Tensor:
+    """Parameters as `_bend` wants them; there is no prism."""
+    return F.pad(params[:, 6:8], (10, 4))
 
 
 def _unproject_mei(params: Tensor, pixels: Tensor) -> Tensor:
-    bending, radial = _mei_lens(params)
-    x, y = _unbend(bending, *_normalised(params, pixels))
+    x, y = _unbend(_mei_bending(params), *_normalised(params, pixels))
     radius = (x * x + y * y).sqrt()
-    flat = _invert_radial(*_odd_polynomial(radial, 2), radius, 20.0)
+    flat = _invert_radial(*_odd_polynomial(params, 2), radius, 20.0)
     factor = torch.where(radius > _TINY, flat / radius.clamp_min(_TINY), torch.ones_like(radius))
     x, y = factor * x, factor * y
     (shift,) = _columns(params, 8, 9)
@@ -342,12 +321,11 @@ def _project_mei(params: Tensor, points: Tensor) -> Tensor:
     x, y, z = F.normalize(points, dim=-1).unbind(-1)
     (shift,) = _columns(params, 8, 9)
     below = z + shift
-    bending, radial = _mei_lens(params)
     x, y = x / below, y / below
     radius = (x * x + y * y).sqrt()
-    bent = _odd_polynomial(radial, 2)[0](radius)
+    bent = _odd_polynomial(params, 2)[0](radius)
     factor = torch.where(radius > _TINY, bent / radius.clamp_min(_TINY), torch.ones_like(radius))
-    moved_x, moved_y, _ = _bend(bending, factor * x, factor * y)
+    moved_x, moved_y, _ = _bend(_mei_bending(params), factor * x, factor * y)
     return _in_front(_to_pixels(params, moved_x, moved_y), below)
 
 
@@ -373,13 +351,12 @@ def _project_spherical(params: Tensor, points: Tensor) -> Tensor:
 _CENTRE = ("fx", "fy", "cx", "cy")
 _LENS = (*_CENTRE, "k1", "k2", "k3", "k4", "k5", "k6", "p0", "p1", "s0", "s1", "s2", "s3")
 CAMERAS: Mapping[str, CameraModel] = {
-    "pinhole": CameraModel(4, _unproject_pinhole, _project_pinhole, _CENTRE),
-    "fisheye624": CameraModel(16, _unproject_fisheye624, _project_fisheye624, _LENS),
-    "opencv": CameraModel(16, _unproject_opencv, _project_opencv, _LENS),
-    "eucm": CameraModel(6, _unproject_eucm, _project_eucm, (*_CENTRE, "alpha", "beta")),
-    "mei": CameraModel(9, _unproject_mei, _project_mei, (*_CENTRE, "k1", "k2", "p0", "p1", "xi")),
+    "pinhole": CameraModel(_unproject_pinhole, _project_pinhole, _CENTRE),
+    "fisheye624": CameraModel(_unproject_fisheye624, _project_fisheye624, _LENS),
+    "opencv": CameraModel(_unproject_opencv, _project_opencv, _LENS),
+    "eucm": CameraModel(_unproject_eucm, _project_eucm, (*_CENTRE, "alpha", "beta")),
+    "mei": CameraModel(_unproject_mei, _project_mei, (*_CENTRE, "k1", "k2", "p0", "p1", "xi")),
     "spherical": CameraModel(
-        8,
         _unproject_spherical,
         _project_spherical,
         ("unused", "unused", "unused", "unused", "width", "height", "half_hfov", "half_vfov"),

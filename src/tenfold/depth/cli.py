@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
 from tenfold.core import console
 from tenfold.core.console import UserError
 from tenfold.core.devices import DeviceName
-from tenfold.depth.training_verbs import TRAINING_VERBS
+from tenfold.depth.training_verbs import TRAINING_VERBS, OutputFolder
 
-OutputFolder = Annotated[Path, arg(aliases=["-o"])]
+if TYPE_CHECKING:
+    from tenfold.depth.camera_input import Camera
+
 Format = Literal["png16", "npy", "npz", "exr", "colormap", "ply", "glb", "mesh", "json", "html"]
 DEFAULT_MODEL = "tenfold-depth-tiny"
 
@@ -79,10 +80,11 @@ def predict(
     if camera is not None and fov_x is not None:
         raise UserError("give either --camera or --fov-x, not both")
     files = batch.find_files(paths, recursive)
-    if camera not in (None, "exif", "auto"):
+    told: Camera | str | None = camera
+    if camera is not None and camera not in ("exif", "auto"):
         from tenfold.depth.camera_input import Camera
 
-        Camera.from_file(camera)  # a file that holds none is told before a network is loaded
+        told = Camera.from_file(camera)  # a file that holds none is told before a network is loaded
 
     from tenfold.depth.predictor import Depth, DepthEstimator
 
@@ -93,7 +95,7 @@ def predict(
             "--model unidepth-v2-vits14 loads the authors' network (CC BY-NC 4.0)"
         )
     estimator = DepthEstimator.from_pretrained(model, device, precision)
-    settings = batch.Settings(format, scale, max_depth, camera, fov_x, resolution_level, uncertainty, shared_camera)
+    settings = batch.Settings(format, scale, max_depth, told, fov_x, resolution_level, uncertainty, shared_camera)
     shown: list[tuple[str, Depth]] = []
     result = batch.run(
         estimator,
@@ -113,7 +115,7 @@ def predict(
 
 def export(
     model: Positional[str],
-    output: Annotated[Path, arg(aliases=["-o"])],
+    output: OutputFolder,
     height: int = 490,
     width: int = 644,
     dynamic: bool = True,

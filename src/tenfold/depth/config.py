@@ -214,8 +214,6 @@ EMBEDDED_MODELS = (
 
 MODELS = EMBEDDED_MODELS + OFFICIAL_MODELS
 
-Format = Literal["png16", "npy", "npz", "exr", "colormap", "ply", "glb", "mesh", "json"]
-
 
 @dataclass(frozen=True)
 class SceneConfig:

@@ -17,13 +17,13 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tenfold.core import images
 from tenfold.core.console import UserError
 from tenfold.core.files import read_json
 from tenfold.core.training import Shuffled
+from tenfold.depth.camera_input import Camera
 
 CameraParameters = tuple[str, tuple[float, ...]]
 """Name of a camera model and its parameters, as in camera files: `("pinhole", (fx, fy, cx, cy))`."""
@@ -49,10 +49,7 @@ class Frame:
     @property
     def intrinsics(self) -> np.ndarray | None:
         """3 x 3 of a pinhole camera; None for others and for unknown ones."""
-        if self.camera is None or self.camera[0] != "pinhole":
-            return None
-        fx, fy, cx, cy = self.camera[1]
-        return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], np.float64)
+        return None if self.camera is None else Camera(*self.camera).intrinsics
 
 
 @dataclass(frozen=True)
@@ -207,15 +204,11 @@ def _listed(root: Path, frame: dict[str, Any], manifest: Path) -> Entry:
 
 
 def _folder_camera(root: Path) -> CameraParameters | None:
-    if (root / "intrinsics.npy").is_file():
-        values = np.load(root / "intrinsics.npy", allow_pickle=False)
-    elif (root / "intrinsics.json").is_file():
-        values = np.array(json.loads((root / "intrinsics.json").read_text()), np.float64)
-    else:
-        return None
-    if values.size not in (4, 9):
-        raise UserError(f"{root}: intrinsics must be 3 x 3 or fx, fy, cx, cy, these are {values.shape}")
-    return pinhole_of(values.reshape(3, 3)) if values.size == 9 else pinhole(*values.flatten())
+    for name in ("intrinsics.npy", "intrinsics.json"):
+        if (root / name).is_file():
+            found = Camera.from_file(root / name)
+            return found.model, found.params
+    return None
 
 
 def read_pair(name: str, rgb: Path, depth: Path, scale: float, camera: CameraParameters | None) -> Frame:
@@ -313,11 +306,10 @@ def cut_view(
     # OpenCV's pixel centres lie on whole numbers, ours on halves.
     centred = affine.copy()
     centred[:, 2] += 0.5 * scale - 0.5
-    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     source = frame.image
     if scale < 0.5:  # warping samples points: shrink first, by a whole number, to keep what lies between
         step = int(1 / scale)
-        source = cv2.resize(source, (w // step, h // step), interpolation=method)
+        source = cv2.resize(source, (w // step, h // step), interpolation=cv2.INTER_AREA)
         ratio = np.array([w / (w // step), h / (h // step)])
         centred = np.stack([affine[0] * [ratio[0], 1, 1], affine[1] * [1, ratio[1], 1]])
         centred[:, 2] += [0.5 * scale * ratio[0] - 0.5, 0.5 * scale * ratio[1] - 0.5]
@@ -327,9 +319,7 @@ def cut_view(
     inside = ((rows >= 0) & (rows < frame.depth_m.shape[0]))[:, None] & (
         (columns >= 0) & (columns < frame.depth_m.shape[1])
     )
-    depth = frame.depth_m[np.clip(rows, 0, None).clip(max=frame.depth_m.shape[0] - 1)][
-        :, np.clip(columns, 0, frame.depth_m.shape[1] - 1)
-    ]
+    depth = frame.depth_m[rows.clip(0, frame.depth_m.shape[0] - 1)][:, columns.clip(0, frame.depth_m.shape[1] - 1)]
     k = frame.intrinsics
     assert k is not None
     k = np.array([[scale, 0, affine[0, 2]], [0, scale, affine[1, 2]], [0, 0, 1]]) @ k
@@ -347,8 +337,3 @@ def recoloured(image: Tensor, random: np.random.Generator) -> Tensor:
     saturation = 0.0 if random.random() < 0.2 else float(random.uniform(0.6, 1.4))
     image = (grey + saturation * (image - grey)).clamp(0, 1)
     return image ** float(math.exp(random.uniform(-0.2, 0.2)))
-
-
-def nearest_valid(depth: Tensor, size: tuple[int, int]) -> Tensor:
-    """Depth at another size, each pixel the value of its nearest source pixel: B x 1 x h x w to B x 1 x H x W."""
-    return F.interpolate(depth, size=size, mode="nearest-exact")

@@ -212,12 +212,9 @@ def true_rays(frame: Frame) -> np.ndarray | None:
 
 def pinhole_rays(intrinsics: np.ndarray, image: tuple[int, ...], size: tuple[int, ...]) -> np.ndarray:
     """Unit rays, H x W x 3, of a camera of images of one size through the pixels of a map of another."""
-    (height, width), k = size, intrinsics
-    v, u = np.meshgrid(np.arange(height) + 0.5, np.arange(width) + 0.5, indexing="ij")
-    x = (u * image[1] / width - k[0, 2]) / k[0, 0]
-    y = (v * image[0] / height - k[1, 2]) / k[1, 1]
-    rays = np.stack([x, y, np.ones_like(x)], axis=-1)
-    return rays / np.linalg.norm(rays, axis=-1, keepdims=True)
+    height, width = size
+    k = intrinsics * np.array([[width / image[1]], [height / image[0]], [1]])
+    return cameras.pinhole_rays(torch.from_numpy(k)[None], height, width)[0].permute(1, 2, 0).numpy()
 
 
 def resized(values: np.ndarray, size: tuple[int, ...]) -> np.ndarray:

@@ -66,7 +66,8 @@ def save(
 
 def _write_png16(result: Depth, path: Path, options: Mapping[str, Any]) -> None:
     depth = np.where(_visible(result, options["max_depth_m"]), result.depth_m, 0)
-    stored = np.rint(depth.astype(np.float64) * options["scale"])
+    # What lies beside or behind an all-round camera has no depth along its axis.
+    stored = np.rint(np.maximum(depth.astype(np.float64), 0) * options["scale"])
     lost = int((stored > 65535).sum())
     if lost:
         warn(
@@ -189,13 +190,18 @@ def colormap(depth: np.ndarray, bounds: tuple[float, float] | None = None) -> np
 
 
 def _visible(result: Depth, max_depth_m: float | None) -> np.ndarray:
-    """H x W: pixels whose depth is a number above 0 and not beyond the bound."""
-    return np.isfinite(result.depth_m) & (result.range_m > 0) & (result.depth_m <= (max_depth_m or np.inf))
+    """H x W: pixels that have a point, whose depth is a number and not beyond the bound."""
+    return np.isfinite(result.depth_m) & result.points_m.any(axis=-1) & (result.depth_m <= (max_depth_m or np.inf))
+
+
+def thinning(result: Depth, max_points: int) -> int:
+    """The n of which every n-th row and column leaves no more than about so many points."""
+    return max(1, int(np.ceil(np.sqrt(result.depth_m.size / max(1, max_points)))))
 
 
 def _thinned(result: Depth, max_points: int) -> tuple[slice, slice]:
-    step = max(1, int(np.ceil(np.sqrt(result.depth_m.size / max(1, max_points)))))
-    return slice(None, None, step), slice(None, None, step)
+    every = slice(None, None, thinning(result, max_points))
+    return every, every
 
 
 def cloud(result: Depth, max_depth_m: float | None = None, max_points: int = MAX_POINTS) -> trimesh.PointCloud:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -18,14 +19,14 @@ from tenfold.core.picture import Picture
 from tenfold.depth import cameras, checkpoint, preprocessing
 from tenfold.depth.camera_input import Camera, exif_camera
 from tenfold.depth.model import Prediction, UniDepthV2
-from tenfold.depth.model_v1 import UniDepthV1
+from tenfold.depth.model_v1 import PredictionV1, UniDepthV1
+from tenfold.depth.pictures import read_picture
 
 ImageLike: TypeAlias = "str | Path | Picture | np.ndarray | Tensor | Any"
 CameraLike: TypeAlias = "Camera | str | Path | None"
 Source = Literal["predicted", "given", "exif"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
-PICTURE_SUFFIXES = images.READABLE_SUFFIXES | {".heic", ".heif", ".avif"}
 MIN_SIDE = preprocessing.PATCH
 MAX_ASPECT = 20
 SHARED_CAMERA_FRAMES = 16
@@ -162,12 +163,12 @@ class DepthEstimator:
         """
         from tenfold.core.video import VideoReader
 
-        reader = VideoReader(path)
+        camera, reader = _opened(camera), VideoReader(path)
         if shared_camera and camera is None and intrinsics is None and fov_x_deg is None:
             found = self._median_intrinsics(reader, resolution_level)
             for frame in reader:
                 result = self.predict(frame, None, found, None, resolution_level, uncertainty)
-                yield _with_source(result, "predicted", found)
+                yield replace(result, camera_source="predicted", predicted_intrinsics=found)
             return
         for frame in reader:
             yield self.predict(frame, camera, intrinsics, fov_x_deg, resolution_level, uncertainty)
@@ -212,12 +213,11 @@ class DepthEstimator:
             )
         if level is not None and not 0 <= level < preprocessing.LEVELS:
             raise UserError(f"the resolution level {level:g} is not from 0 to below {preprocessing.LEVELS}")
-        config = self.network.config
         if isinstance(self.network, UniDepthV2):
             return preprocessing.fit_v2(height, width, self.network.config.sizes, level)
         if level is not None:
             raise UserError("UniDepthV1 has one resolution: leave the resolution level out")
-        return preprocessing.fit_v1(height, width, config.image_shape)  # type: ignore[union-attr]
+        return preprocessing.fit_v1(height, width, self.network.config.image_shape)
 
     def _predict_list(
         self,
@@ -231,6 +231,7 @@ class DepthEstimator:
     ) -> list[Depth]:
         if sum(each is not None for each in (camera, intrinsics, fov_x_deg)) > 1:
             raise UserError("give one of camera, intrinsics and field of view, not several")
+        camera = _opened(camera)
         results: list[Depth] = []
         chosen = [_choose_camera(picture, camera, intrinsics, fov_x_deg) for picture in pictures]
         for start, stop in _equal_runs(pictures, chosen):
@@ -254,9 +255,7 @@ class DepthEstimator:
         rays = None
         if camera is not None:
             camera.check_fits(fit.size[1], fit.size[0])
-            inside = fit.camera_in(camera.model, torch.tensor([camera.params], dtype=torch.float64), exact)
-            rays = cameras.rays(camera.model, inside, *fit.network_size).to(self.device)
-            rays = rays.expand(planes.shape[0], -1, -1, -1)
+            rays = _network_rays(camera, fit, exact).to(self.device).expand(planes.shape[0], -1, -1, -1)
         network_image = fit.image_in(planes.to(self.device), antialias=self._is_v1)
         half = _HALF.get(self.precision)
         with torch.autocast(self.device.type, dtype=half) if half else contextlib.nullcontext():
@@ -265,11 +264,16 @@ class DepthEstimator:
             else:
                 seen = self.network(network_image, rays)
         predicted = fit.camera_out(seen.intrinsics.double(), exact).cpu()
+        own_rays = exact or isinstance(seen, PredictionV1)
         results = []
         for index in range(planes.shape[0]):
             k = predicted[index].numpy()
             used = camera or Camera.from_intrinsics(k)
-            depth, points, directions, error = _arrays(seen, index, fit, used, exact)
+            directions = None
+            if own_rays:
+                # A given camera's rays are those of the next frame as well; each result has its own copy.
+                directions = camera_rays(used, *fit.size) if camera is None else _given_rays(used, *fit.size).copy()
+            depth, points, directions, error = _arrays(seen, index, fit, directions)
             image = planes[index].permute(1, 2, 0).numpy()
             image = image if image.dtype == np.uint8 else images.convert_depth(image, np.uint8)
             results.append(Depth(depth, points, directions, used.intrinsics, used, source, k, error, image))
@@ -277,29 +281,35 @@ class DepthEstimator:
 
 
 def _arrays(
-    seen: Any, index: int, fit: preprocessing.Fit, camera: Camera, exact: bool
+    seen: Prediction | PredictionV1, index: int, fit: preprocessing.Fit, directions: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
-    """Depth, points, rays and error of one picture at its own size."""
+    """Depth, points, rays and error of one picture at its own size; V2's points are interpolated without directions."""
 
     def out(values: Tensor, antialias: bool = False) -> np.ndarray:
         """1 x C x h x w -> H x W x C."""
         return fit.map_out(values.float(), antialias)[0].permute(1, 2, 0).cpu().numpy()
 
     one = slice(index, index + 1)
-    if not isinstance(seen, Prediction):
+    if isinstance(seen, PredictionV1):
+        assert directions is not None
         depth = out(seen.depth[one], antialias=True)
-        directions = camera_rays(camera, *fit.size)
         points = directions * (depth / directions[..., 2:])
         return np.ascontiguousarray(depth[..., 0]), points, directions, None
     error = None if seen.log_error is None else np.ascontiguousarray(out(seen.log_error[one].exp())[..., 0])
-    if exact:
-        directions = camera_rays(camera, *fit.size)
+    if directions is not None:
         points = directions * out(seen.radius[one])
     else:
         points = np.ascontiguousarray(out(seen.rays[one] * seen.radius[one]))
         directions = out(seen.rays[one])
         directions = directions / np.linalg.norm(directions, axis=-1, keepdims=True).clip(1e-5)
     return np.ascontiguousarray(points[..., 2]), points, directions, error
+
+
+@functools.lru_cache(maxsize=1)
+def _network_rays(camera: Camera, fit: preprocessing.Fit, exact: bool) -> Tensor:
+    """A given camera as the network sees it: 1 x 3 x network size. Kept for the film's or the folder's next picture."""
+    inside = fit.camera_in(camera.model, torch.tensor([camera.params], dtype=torch.float64), exact)
+    return cameras.rays(camera.model, inside, *fit.network_size)
 
 
 def camera_rays(camera: Camera, height: int, width: int) -> np.ndarray:
@@ -314,6 +324,9 @@ def camera_rays(camera: Camera, height: int, width: int) -> np.ndarray:
         here = pixels[: rows * width] + torch.tensor([0.0, float(top)], dtype=torch.float64)
         rays[top : top + rows] = unproject(params, here[None])[0].reshape(rows, width, 3).numpy()
     return rays
+
+
+_given_rays = functools.lru_cache(maxsize=1)(camera_rays)
 
 
 def _to_picture(image: ImageLike) -> Picture:
@@ -348,25 +361,6 @@ def _to_picture(image: ImageLike) -> Picture:
     return Picture(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
 
 
-def read_picture(path: str | Path) -> Picture:
-    """`core.images.read`, and HEIC where pillow-heif is installed."""
-    if Path(path).suffix.lower() not in PICTURE_SUFFIXES - images.READABLE_SUFFIXES:
-        return images.read(path)
-    try:
-        import pillow_heif
-    except ImportError:
-        raise UserError(f"{path}: HEIC needs pillow-heif: run pip install 'tenfold[depth]'") from None
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        found = pillow_heif.open_heif(path)
-        if found.size[0] * found.size[1] > images.max_pixels_allowed():
-            raise UserError(f"{path}: {found.size[0]}x{found.size[1]} pixels are above the size limit")
-        return images.from_pil(found.to_pillow())  # its pixels are upright already, and its EXIF says so
-    except (ValueError, RuntimeError, OSError, EOFError, SyntaxError) as error:
-        raise UserError(f"{path}: damaged or truncated picture ({' '.join(str(error).split())})") from None
-
-
 def _planes(picture: Picture) -> Tensor:
     """1 x 3 x H x W: uint8, or float in [0, 1] for pictures of more than 8 bits. A view where that is possible."""
     pixels = picture.color
@@ -378,21 +372,28 @@ def _planes(picture: Picture) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
 
 
+def _opened(camera: CameraLike) -> Camera | Literal["exif", "auto"] | None:
+    """A camera's file is read once, not for every picture."""
+    if camera is None or isinstance(camera, Camera):
+        return camera
+    if camera == "exif" or camera == "auto":
+        return "exif" if camera == "exif" else "auto"
+    return Camera.from_file(camera)
+
+
 def _choose_camera(
-    picture: Picture, camera: CameraLike, intrinsics: Any, fov_x_deg: float | None
+    picture: Picture, camera: Camera | Literal["exif", "auto"] | None, intrinsics: Any, fov_x_deg: float | None
 ) -> tuple[Camera | None, Source]:
     if intrinsics is not None:
         return Camera.from_intrinsics(intrinsics), "given"
     if fov_x_deg is not None:
         return Camera.from_fov(fov_x_deg, picture.width, picture.height), "given"
-    if camera in ("exif", "auto"):
+    if isinstance(camera, str):
         found = exif_camera(picture)
         if found is None and camera == "exif":
             raise UserError("there is no focal length in 35 mm terms in its EXIF: leave --camera exif out")
         return found, "exif" if found else "predicted"
-    if camera is None or isinstance(camera, Camera):
-        return camera, "given" if camera else "predicted"
-    return Camera.from_file(camera), "given"
+    return camera, "given" if camera else "predicted"
 
 
 def _equal_runs(pictures: list[Picture], chosen: list[tuple[Camera | None, Source]]) -> Iterator[tuple[int, int]]:
@@ -406,9 +407,3 @@ def _equal_runs(pictures: list[Picture], chosen: list[tuple[Camera | None, Sourc
         if stop == len(keys) or keys[stop] != keys[start]:
             yield start, stop
             start = stop
-
-
-def _with_source(result: Depth, source: Source, predicted: np.ndarray) -> Depth:
-    import dataclasses
-
-    return dataclasses.replace(result, camera_source=source, predicted_intrinsics=predicted)

@@ -75,7 +75,7 @@ class Fit:
         """A camera of the image -> of the network's image. The given tensor is left alone."""
         outer, inner = self.outer, self.inner
         params = cameras.crop(model, params, -outer.left, -outer.top, -outer.right, -outer.bottom)
-        params = cameras.resize_axes(model, params, *self.factors(exact))
+        params = cameras.resize(model, params, *self.factors(exact))
         return cameras.crop(model, params, -inner.left, -inner.top, -inner.right, -inner.bottom)
 
     def camera_out(self, intrinsics: Tensor, exact: bool) -> Tensor:

@@ -18,7 +18,6 @@ from tenfold.core import images
 from tenfold.core.console import UserError
 from tenfold.depth import driving
 from tenfold.depth.data import (
-    CameraParameters,
     Entry,
     Frame,
     cleaned,
@@ -225,9 +224,8 @@ def read_tum(root: Path) -> list[Entry]:
 
 
 def _timed(path: Path) -> list[tuple[float, str]]:
-    rows = [line.split() for line in _text(path).splitlines() if line.strip() and not line.startswith("#")]
     try:
-        return [(float(row[0]), row[1]) for row in rows]
+        return [(float(row[0]), row[1]) for row in _rows(path)]
     except (ValueError, IndexError):
         raise UserError(f"{path}: expected lines of a time and a file name") from None
 
@@ -265,11 +263,7 @@ def _read_eth3d(name: str, rgb: Path, path: Path, camera: list[str]) -> Frame:
     parameters = [float(value) for value in camera[4:]]
     if camera[1] == "SIMPLE_PINHOLE":
         parameters = [parameters[0], *parameters]
-    return Frame(name, read_rgb(rgb), cleaned(values.reshape(height, width), path), _four(parameters))
-
-
-def _four(parameters: list[float]) -> CameraParameters:
-    return pinhole(*parameters[:4])
+    return Frame(name, read_rgb(rgb), cleaned(values.reshape(height, width), path), pinhole(*parameters[:4]))
 
 
 READERS: Mapping[str, Callable[[Path], list[Entry]]] = {

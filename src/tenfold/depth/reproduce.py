@@ -178,38 +178,60 @@ def score(model: AblationNetwork, test: TestSet, given: bool) -> dict[str, float
     return mean_metrics(rows)
 
 
-@torch.no_grad()
-def score_real(model: AblationNetwork, frames: Sequence[Entry], size: tuple[int, int], given: bool) -> dict[str, float]:
-    """Scale-invariant metrics on real frames with pinhole cameras, cut to the networks' size."""
-    rows = []
+@dataclass(frozen=True)
+class RealView:
+    """A real frame cut to the networks' size.
+
+    Args:
+        image: 3 x H x W in [0, 1].
+        depth: 1 x H x W, m, 0 where it is not known.
+        rays: 1 x 3 x H x W, unit, of the true camera.
+    """
+
+    image: Tensor
+    depth: Tensor
+    rays: Tensor
+
+
+def real_views(frames: Sequence[Entry], size: tuple[int, int]) -> list[RealView]:
+    """Those of the frames that have a pinhole camera."""
+    views = []
     for entry in frames:
         frame = entry.read()
         if frame.intrinsics is None:
             continue
         scale = max(size[0] / frame.image.shape[0], size[1] / frame.image.shape[1])
         image, depth, intrinsics = cut_view(frame, scale, (0.0, 0.0), size)
-        directions = pinhole_rays(intrinsics[None], *size) if given else None
-        z = model.eval()(image[None], directions)["points"][0, 2].clamp_min(1e-3)
-        valid = depth[0] > 0
-        found = depth_metrics(z[valid].numpy(), depth[0][valid].numpy())
+        views.append(RealView(image, depth, pinhole_rays(intrinsics[None], *size)))
+    return views
+
+
+@torch.no_grad()
+def score_real(model: AblationNetwork, views: Sequence[RealView], given: bool) -> dict[str, float]:
+    """Scale-invariant metrics on real frames."""
+    rows = []
+    for view in views:
+        z = model.eval()(view.image[None], view.rays if given else None)["points"][0, 2].clamp_min(1e-3)
+        valid = view.depth[0] > 0
+        found = depth_metrics(z[valid].numpy(), view.depth[0][valid].numpy())
         rows.append({name: found[name] for name in ("d1_si", "silog")})
     return mean_metrics(rows)
 
 
 def score_arm(
-    arm: str, seed: int, weights: Path, tests: Mapping[str, TestSet], frames: Sequence[Entry], size: tuple[int, int]
+    arm: str, seed: int, weights: Path, tests: Mapping[str, TestSet], views: Sequence[RealView]
 ) -> list[Score]:
     """All scores of one trained network."""
     model = AblationNetwork(ARMS[arm])
-    checkpoint.load_into(model, checkpoint.load_file(weights).tensors, str(weights))
+    checkpoint.load_weights(model, weights)
     cameras = ("own", "given") if ARMS[arm].prompt else ("mean",)
     scores = []
     for camera in cameras:
         for name, test in tests.items():
             if name != FISHEYE or camera != "own":  # the predicted camera is always a pinhole
                 scores.append(Score(arm, seed, camera, name, score(model, test, camera == "given")))
-        if frames:
-            scores.append(Score(arm, seed, camera, "real frames", score_real(model, frames, size, camera == "given")))
+        if views:
+            scores.append(Score(arm, seed, camera, "real frames", score_real(model, views, camera == "given")))
     return scores
 
 
@@ -320,6 +342,7 @@ def reproduce(
     check_writable(output.parent)
     started = time.time()
     tests = {name: test_set(name, config.size, TEST_IMAGES) for name in (*BANDS, FISHEYE)}
+    views = real_views(frames, config.size)
     scores: list[Score] = []
     for seed in config.seeds:
         data: RenderedPairs | None = None
@@ -332,7 +355,7 @@ def reproduce(
                 say(f"{arm}, seed {seed}: {config.steps} steps")
                 data = data or RenderedPairs(config.pairs, config.size, seed)
                 weights = train_arm(arm, seed, config, data, run_dir)
-            scores += score_arm(arm, seed, weights, tests, frames, config.size)
+            scores += score_arm(arm, seed, weights, tests, views)
     tables = result_tables(scores)
     claims = bars(scores, full=config.steps >= FULL.steps)
     tables.append(

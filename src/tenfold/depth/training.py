@@ -275,5 +275,5 @@ def train(
         metadata={"config": json.dumps(asdict(recipe.model))},
         device=device,
     )
-    checkpoint.load_into(model, checkpoint.load_file(result.weights).tensors, str(result.weights))
+    checkpoint.load_weights(model, result.weights)
     return result, model.cpu().eval()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
@@ -20,7 +20,6 @@ OutputFolder = Annotated[Path, arg(aliases=["-o"])]
 Dataset = Literal[
     "folder", "nyu", "kitti", "sunrgbd", "diode", "eth3d", "ibims", "void", "hammer", "nuscenes", "ddad", "tum"
 ]
-Config = TypeVar("Config")
 
 
 def train(
@@ -43,8 +42,8 @@ def train(
 ) -> object:
     """Train a UniDepthV2 network on rendered rooms, or on your own frames with depth.
 
-    A stopped run goes on when the command is given again. OUTPUT/depth.safetensors is the network, in the official
-    layout: every other verb takes it.
+    A stopped run goes on when the command is given again. OUTPUT/depth.safetensors is the network in half precision, in
+    the official layout: every other verb takes it. OUTPUT/model.safetensors has the weights as they were trained.
 
     Args:
         frames: folders of frames to train on; none renders rooms.
@@ -69,16 +68,11 @@ def train(
     """
     import dataclasses
 
-    from tenfold.core.config import load_yaml, near
+    from tenfold.core.config import named_or_yaml, replaced
     from tenfold.depth.config import RECIPES, Recipe
 
-    if recipe in RECIPES:
-        chosen = RECIPES[recipe]
-    elif Path(recipe).suffix in (".yaml", ".yml"):
-        chosen = load_yaml(Recipe, recipe)
-    else:
-        raise UserError(f"--recipe {recipe}: neither a YAML file nor a known recipe; {near(recipe, list(RECIPES))}")
-    settings = _replaced(
+    chosen = named_or_yaml(Recipe, recipe, RECIPES)
+    settings = replaced(
         chosen.train,
         steps=steps,
         batch_size=batch_size,
@@ -102,8 +96,7 @@ def train(
     result, network = training.train(
         Recipe(model, settings, chosen.scenes), output, frames=entries, start_from=start, device=device
     )
-    if result.finished:
-        checkpoint.save(network, str(output / "depth.safetensors"))
+    checkpoint.save(network, str(output / "depth.safetensors"), half=True)
     return dataclasses.asdict(result)
 
 
@@ -121,16 +114,6 @@ def _entries(dataset: str, root: Path) -> list[Entry]:
     from tenfold.depth.readers import READERS
 
     return READERS[dataset](root)
-
-
-def _replaced(config: Config, **changes: object) -> Config:
-    """`config` with those changes that are not None. Raises UserError where they do not fit together."""
-    import dataclasses
-
-    try:
-        return dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})  # type: ignore[type-var]
-    except ValueError as error:
-        raise UserError(f"these settings cannot be used: {error}") from None
 
 
 def generate(
@@ -258,8 +241,8 @@ def reproduce(
     """Reproduce the paper's claim at small scale: what a camera module and a spherical output are worth.
 
     Four small networks learn from rendered rooms with each seed: a plain depth head, camera prompting with the
-    spherical and with the Cartesian output, and the former with the invariance loss. Each takes about a minute and a
-    half of one core (with --full about an hour); a stopped run is resumed.
+    spherical and with the Cartesian output, and the former with the invariance loss. Each takes about two minutes of
+    one core (with --full about an hour); a stopped run is resumed.
 
     Args:
         output: result file; the plot goes beside it.

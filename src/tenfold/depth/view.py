@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,8 +14,11 @@ import numpy as np
 from tenfold.core import console, report
 from tenfold.core.console import UserError
 from tenfold.core.report import Figure, Panel, Station
+from tenfold.depth.outputs import colormap, describe, thinning
 
 if TYPE_CHECKING:
+    import viser
+
     from tenfold.depth.predictor import Depth
 
 POINTS_IN_PAGE = 40_000
@@ -91,7 +95,7 @@ def cloud_panel(result: Depth, caption: str = "", max_points: int = POINTS_IN_PA
 
     Points are stored with 16 bits an axis, relative to the middle of the cloud; the farthest percent is left out.
     """
-    step = max(1, int(np.ceil(np.sqrt(result.depth_m.size / max_points))))
+    step = thinning(result, max_points)
     points = result.points_m[::step, ::step].reshape(-1, 3)
     colors = result.image[::step, ::step].reshape(-1, 3)
     distance = np.linalg.norm(points, axis=1)
@@ -118,8 +122,6 @@ def cloud_panel(result: Depth, caption: str = "", max_points: int = POINTS_IN_PA
 
 def page(result: Depth, title: str) -> str:
     """One self-contained page: picture and depth side by side, the point cloud, the camera."""
-    from tenfold.depth.outputs import colormap, describe
-
     facts = describe(result)
     size = min(1.0, 1280 / max(result.image.shape[:2]))
     shown = _shrunk(result.image, size), _shrunk(colormap(result.depth_m), size)
@@ -152,26 +154,33 @@ def _shrunk(image: np.ndarray, size: float) -> np.ndarray:
     return cv2.resize(image, None, fx=size, fy=size, interpolation=cv2.INTER_AREA)
 
 
-def serve(results: Sequence[tuple[str, Depth]], port: int = 8080, until: float | None = None) -> None:
-    """Show point clouds and their cameras in viser's viewer on this machine, until Ctrl-C.
+def serve(results: Sequence[tuple[str, Depth]]) -> None:
+    """Show point clouds in `viewer`, until Ctrl-C. Raises UserError where viser is missing."""
+    with viewer(results) as server:
+        console.say(f"point clouds at http://127.0.0.1:{server.get_port()} (Ctrl-C ends)")
+        while True:
+            time.sleep(0.2)
+
+
+@contextmanager
+def viewer(results: Sequence[tuple[str, Depth]]) -> Iterator[viser.ViserServer]:
+    """Point clouds and their cameras in viser's viewer on this machine, at port 8080 or the next that is free.
 
     Args:
         results: names and results; each is a switch in the viewer.
-        port: of the local page.
-        until: stop after so many seconds; None waits for Ctrl-C.
 
     Raises:
-        UserError: viser is missing, or the port is taken.
+        UserError: viser is missing.
     """
     try:
         import viser
     except ImportError:
         raise UserError("--view needs viser: run pip install 'tenfold[depth]'") from None
-    server = viser.ViserServer(host="127.0.0.1", port=port, verbose=False)
+    server = viser.ViserServer(host="127.0.0.1", verbose=False)
     try:
         server.scene.set_up_direction("-y")
         for name, result in results:
-            step = max(1, int(np.ceil(np.sqrt(result.depth_m.size / POINTS_IN_VIEWER))))
+            step = thinning(result, POINTS_IN_VIEWER)
             points = result.points_m[::step, ::step].reshape(-1, 3)
             colors = result.image[::step, ::step].reshape(-1, 3)
             kept = np.isfinite(points).all(1)
@@ -181,9 +190,6 @@ def serve(results: Sequence[tuple[str, Depth]], port: int = 8080, until: float |
             if result.intrinsics is not None:
                 fov_y = 2 * float(np.arctan(height / 2 / result.intrinsics[1, 1]))
                 server.scene.add_camera_frustum(f"/{name}/camera", fov_y, width / height, scale=0.15)
-        console.say(f"point clouds at http://127.0.0.1:{server.get_port()} (Ctrl-C ends)")
-        end = None if until is None else time.monotonic() + until
-        while end is None or time.monotonic() < end:
-            time.sleep(0.2)
+        yield server
     finally:
         server.stop()

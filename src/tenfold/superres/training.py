@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tenfold.core import checkpoint
 from tenfold.core.console import UserError, say
-from tenfold.core.training import FitConfig, FitResult, Schedule, cosine, fit, load_trained, multistep
+from tenfold.core.training import FitConfig, FitResult, Schedule, cosine, fit, multistep
 from tenfold.superres.checkpoint import load_model, official_arguments, save_model
 from tenfold.superres.config import HiTConfig, TrainConfig
 from tenfold.superres.data import PatchPairs, read_pair
@@ -222,6 +222,7 @@ def train(
         metadata={"config": json.dumps(official_arguments(model_config))},
         device=device,
     )
-    if load_trained(model, result):
-        save_model(run_dir / f"hit-{model_config.variant}-x{model_config.scale}.safetensors", model, metadata)
+    # Read back: the weights on the disk are the averaged ones, where an average is kept.
+    checkpoint.load_weights(model, result.weights)
+    save_model(run_dir / f"hit-{model_config.variant}-x{model_config.scale}.safetensors", model, metadata)
     return result

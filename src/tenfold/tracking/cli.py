@@ -290,25 +290,20 @@ def train(
     """
     import dataclasses
 
-    from tenfold.core.config import load_yaml, near
+    from tenfold.core.config import named_or_yaml, replaced
     from tenfold.tracking.config import RECIPES, Recipe
 
     if (validation is None) != (validation_masks is None):
         raise UserError("--validation and --validation-masks belong together: give both or none")
-    if recipe in RECIPES:
-        chosen = RECIPES[recipe]
-    elif Path(recipe).suffix in (".yaml", ".yml"):
-        chosen = load_yaml(Recipe, recipe)
-    else:
-        raise UserError(f"--recipe {recipe}: neither a YAML file nor a known recipe; {near(recipe, list(RECIPES))}")
-    changes = {
-        "iterations": iterations,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "seed": seed,
-        "workers": workers,
-    }
-    settings = dataclasses.replace(chosen.train, **{key: value for key, value in changes.items() if value is not None})  # type: ignore[arg-type]
+    chosen = named_or_yaml(Recipe, recipe, RECIPES)
+    settings = replaced(
+        chosen.train,
+        iterations=iterations,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        workers=workers,
+    )
 
     from tenfold.tracking import training
     from tenfold.tracking.data.stills import read_coco

@@ -230,7 +230,7 @@ def load_detector(
     Raises:
         UserError: an unknown name, or a detector that needs prompts and has none.
     """
-    supervision()
+    foundation.supervision()
     if isinstance(detector, str | Path):
         if detector == EMBEDDED:
             found: Any = NanoDet() if score_threshold is None else NanoDet(score_threshold)

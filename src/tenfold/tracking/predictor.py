@@ -13,12 +13,12 @@ from torch import Tensor
 from tenfold.core import devices
 from tenfold.core.config import near
 from tenfold.core.console import UserError
-from tenfold.core.foundation import Detector, require_rgb
+from tenfold.core.foundation import Detector, require_rgb, supervision
 from tenfold.tracking import checkpoint
 from tenfold.tracking.association import Associator
 from tenfold.tracking.boxes import usable
 from tenfold.tracking.config import MATCHERS, MatcherConfig
-from tenfold.tracking.detection import Detect, load_detector, supervision, tidy
+from tenfold.tracking.detection import Detect, load_detector, tidy
 from tenfold.tracking.foundation_backbones import open_backbone
 from tenfold.tracking.model import Masa
 from tenfold.tracking.model.masa import MEAN, STD

@@ -20,12 +20,12 @@ import numpy as np
 from tenfold.core import console, foundation, images
 from tenfold.core.console import UserError, warn
 from tenfold.core.files import atomic_write
-from tenfold.core.foundation import MaskGenerator, PromptableSegmenter
+from tenfold.core.foundation import MaskGenerator, PromptableSegmenter, supervision
 from tenfold.core.video import READABLE_SUFFIXES, VideoReader, VideoWriter
 from tenfold.tracking.boxes import usable
 from tenfold.tracking.data import motchallenge
 from tenfold.tracking.data.table import BoxTable
-from tenfold.tracking.detection import Detect, supervision
+from tenfold.tracking.detection import Detect
 from tenfold.tracking.masks import encode_mask
 from tenfold.tracking.predictor import Embedder, Tracker
 

@@ -188,6 +188,6 @@ def train(
         device=device,
     )
     # Read back: the weights on the disk are the averaged ones, where an average is kept.
-    checkpoint.load_into(model, checkpoint.load_file(result.weights).tensors, str(result.weights))
+    checkpoint.load_weights(model, result.weights)
     save_model(Path(run_dir) / "masa.safetensors", model, metadata, half=True)
     return result

@@ -14,7 +14,7 @@ from tenfold.core.training.schedule import Schedule, constant, cosine, multistep
 
 if TYPE_CHECKING:
     from tenfold.core.training.data import Shuffled
-    from tenfold.core.training.loop import FitResult, fit, load_trained
+    from tenfold.core.training.loop import FitResult, fit
     from tenfold.core.training.snapshot import Progress
 
 __all__ = [
@@ -27,13 +27,12 @@ __all__ = [
     "constant",
     "cosine",
     "fit",
-    "load_trained",
     "multistep",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("fit", "FitResult", "load_trained"):
+    if name in ("fit", "FitResult"):
         from tenfold.core.training import loop
 
         return getattr(loop, name)

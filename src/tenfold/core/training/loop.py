@@ -14,7 +14,6 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object, send_to_device
 from torch import Tensor, nn
 
-from tenfold.core.checkpoint import load_file, load_into
 from tenfold.core.console import UserError, say, warn
 from tenfold.core.console import progress as progress_bar
 from tenfold.core.devices import keep_freed_memory, set_threads
@@ -64,20 +63,6 @@ class FitResult:
     best_step: int | None
     seconds: float
     cpu_seconds: float
-
-
-def load_trained(model: nn.Module, result: FitResult) -> bool:
-    """Put a run's final weights, which are the averaged ones where an average is kept, into `model`.
-
-    Returns:
-        Whether the run reached its last step. If not, `model` is left alone and a warning says that no network is to
-        be expected.
-    """
-    if not result.finished:
-        warn("the run was ended before its last step: no network is written")
-        return False
-    load_into(model, load_file(result.weights).tensors, str(result.weights))
-    return True
 
 
 def fit(
