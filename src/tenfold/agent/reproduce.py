@@ -23,7 +23,7 @@ from tenfold.agent.protocol import protocol
 from tenfold.agent.rewards import exact_match
 from tenfold.agent.rollouts import Batched, Example, Setting, Taught, example, play
 from tenfold.agent.training import grpo, sft
-from tenfold.agent.world import MISS, SFT_WEIGHTS, World, tiny_policy
+from tenfold.agent.world import MISS, RL_WEIGHTS, SFT_WEIGHTS, World, tiny_policy
 from tenfold.core import console
 from tenfold.core.files import check_writable, read_json, write_json
 from tenfold.core.plots import plot_lines, save_plot
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 HOPS = (1, 2, 3, 4, 5)
-# Mostly the depths that the cold start leaves open. Chosen by the accuracy of the training's own rollouts, which begin
-# with other people than the questions that are measured.
-RL_WEIGHTS = {1: 0.05, 2: 0.1, 3: 0.35, 4: 0.5}
 # The share of questions about facts known by heart, in the control that has them; their depth is 0.
 KNOWN_SHARE = 0.2
 BUDGET = Budget(rounds=7, queries=1, results=1, tokens=1024, turn_tokens=14, seconds=3_600.0)

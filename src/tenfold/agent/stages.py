@@ -19,7 +19,7 @@ from tenfold.agent.rollouts import Batched, Example, Setting, Taught, example, p
 from tenfold.agent.search import Search
 from tenfold.agent.trace import Recorded, Trace
 from tenfold.agent.training import ExamplesOf, grade_by_rules, grpo, sft
-from tenfold.agent.world import RELATIONS, SFT_WEIGHTS, World, tiny_policy
+from tenfold.agent.world import RELATIONS, RL_WEIGHTS, SFT_WEIGHTS, World, tiny_policy
 from tenfold.core import console
 from tenfold.core.console import UserError
 from tenfold.core.files import make_folder
@@ -27,9 +27,6 @@ from tenfold.core.training.data import Shuffled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-# Depths of the world's questions in GRPO; those of the cold start are the experiment's.
-_WORLD_RL = {1: 0.1, 2: 0.2, 3: 0.4, 4: 0.3}
 
 
 @dataclass(frozen=True)
@@ -173,7 +170,7 @@ def train(
         if asked:
             return asked[order(number)]
         assert world is not None
-        return world.draw(number, _WORLD_RL, config.seed)
+        return world.draw(number, RL_WEIGHTS, config.seed)
 
     if backend == "trl":
         from tenfold.agent.trl_rollouts import train_with_trl
