@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from tenfold.core.console import UserError
 from tenfold.core.files import atomic_write
 
+_LEAST = 1e-30  # an output of zeros is divided by this
+
 
 @dataclass(frozen=True)
 class InputCheck:
@@ -132,7 +134,7 @@ def check_onnx(
         wanted = [output.cpu().numpy() for output in expected]
         differences = [_difference(ours, theirs) for ours, theirs in zip(found, wanted, strict=True)]
         relative = [
-            difference / float(np.abs(theirs).max()) if difference else 0.0
+            difference / max(float(np.abs(theirs).max(initial=0.0)), _LEAST)
             for difference, theirs in zip(differences, wanted, strict=True)
         ]
         checks.append(InputCheck(shapes, max(differences), max(relative)))
