@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from tenfold.core.console import UserError
 from tenfold.core.files import atomic_write
 
+_LEAST = 1e-30  # an output of zeros is divided by this
+
 
 @dataclass(frozen=True)
 class InputCheck:
@@ -174,10 +176,7 @@ def check_onnx(
         wanted = [output.cpu().numpy() for output in expected]
         differences = [_difference(ours, theirs) for ours, theirs in zip(found, wanted, strict=True)]
         sizes = [float(np.abs(theirs[np.isfinite(theirs)]).max(initial=0.0)) for theirs in wanted]
-        relative = [
-            difference / size if size else (float("inf") if difference else 0.0)
-            for difference, size in zip(differences, sizes, strict=True)
-        ]
+        relative = [difference / max(size, _LEAST) for difference, size in zip(differences, sizes, strict=True)]
         checks.append(InputCheck(shapes, max(differences), max(sizes), max(relative)))
     packages = ("torch", "onnx", "onnxruntime")
     versions = {name: importlib.metadata.version(name) for name in packages if importlib.util.find_spec(name)}
