@@ -4,7 +4,8 @@ import pytest
 
 from tenfold.core.console import PartialFailure, UserError
 from tenfold.core.files import DiskError
-from tenfold.superres.batch import Job, Outcome, Source, find_sources, plan, run, take_shard
+from tenfold.core.sources import Job, Source, find_sources
+from tenfold.superres.batch import Outcome, plan, run, take_shard
 
 
 @pytest.fixture

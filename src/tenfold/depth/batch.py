@@ -1,10 +1,9 @@
-"""Many files: which pictures and films paths stand for, and getting through them all."""
+"""Many files: what a run does with each picture and film, and getting through them all."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from tenfold.core import console, video
-from tenfold.core.console import PartialFailure, UserError
-from tenfold.core.files import DiskError, check_writable, write_json
+from tenfold.core.files import check_writable, write_json
+from tenfold.core.sources import Job, complain, failure
 from tenfold.depth import outputs
-from tenfold.depth.pictures import PICTURE_SUFFIXES
 
 if TYPE_CHECKING:
     from tenfold.depth.camera_input import Camera
@@ -52,49 +50,6 @@ class PredictReport:
     skipped: int
 
 
-def find_files(paths: Sequence[str], recursive: bool = False) -> list[tuple[Path, Path]]:
-    """Files that paths stand for, each with the folder below the output that its results belong into.
-
-    Files are taken as they are; folders give pictures and films by their suffix, without hidden ones.
-
-    Raises:
-        UserError: a path that is nothing, or a folder without pictures.
-    """
-    if not paths:
-        raise UserError("give at least one picture, film or folder")
-    found: dict[Path, Path] = {}
-    for text in paths:
-        path = Path(text)
-        if path.is_dir():
-            members = sorted(path.rglob("*") if recursive else path.iterdir())
-            wanted = [
-                member
-                for member in members
-                if member.suffix.lower() in PICTURE_SUFFIXES | video.READABLE_SUFFIXES
-                and member.is_file()
-                and not any(part.startswith(".") for part in member.relative_to(path).parts)
-            ]
-            if not wanted:
-                hint = "" if recursive else "; --recursive enters sub-folders"
-                raise UserError(f"{path}: no pictures or films in this folder{hint}")
-            found |= {member: member.parent.relative_to(path) for member in wanted if member not in found}
-        elif path.exists():
-            found[path] = Path()
-        else:
-            raise UserError(f"{path}: no such file or folder")
-    return list(found.items())
-
-
-def targets(files: Sequence[tuple[Path, Path]], output: Path) -> list[Path]:
-    """Folder and stem of each file's results; files of one stem keep their suffix in the name."""
-    stems = [output / below / path.stem for path, below in files]
-    count = Counter(stems)
-    return [
-        stem if count[stem] == 1 else stem.with_name(f"{path.stem}_{path.suffix[1:]}")
-        for stem, (path, _) in zip(stems, files, strict=True)
-    ]
-
-
 @dataclass(frozen=True)
 class Settings:
     """What a run does with each file; see `DepthEstimator.predict` and `outputs.save`."""
@@ -126,7 +81,7 @@ class Settings:
 
 def run(
     estimator: DepthEstimator,
-    files: Sequence[tuple[Path, Path]],
+    jobs: Sequence[Job],
     output: Path,
     settings: Settings,
     model: str,
@@ -137,7 +92,7 @@ def run(
 
     Args:
         estimator: the network.
-        files: of `find_files`.
+        jobs: what is worked on; each target is the folder and the stem of its results.
         output: folder of the results.
         settings: what to do.
         model: its name, for the report.
@@ -150,33 +105,26 @@ def run(
     """
     check_writable(output)
     reports = []
-    with console.progress("depth", total=len(files)) as bar:
-        for (path, _), target in zip(files, targets(files, output), strict=True):
-            bar.advance(0, note=path.name)
-            reports.append(_one(estimator, path, target, settings, skip_existing, keep))
-            bar.advance(1, note=path.name)
+    with console.progress("depth", total=len(jobs)) as bar:
+        for job in jobs:
+            bar.advance(0, note=job.source.path.name)
+            reports.append(_one(estimator, job, settings, skip_existing, keep))
+            bar.advance(1, note=job.source.path.name)
     count = {status: sum(item.status == status for item in reports) for status in ("done", "failed", "skipped")}
     result = PredictReport(model, tuple(reports), **count)
-    errors = [item.error for item in reports if item.error]
-    if errors and len(errors) == len(reports):
-        raise UserError(errors[0] if len(errors) == 1 else f"all {len(errors)} files failed (the first: {errors[0]})")
-    if errors:
-        for error in errors:
-            console.warn(error)
-        raise PartialFailure(f"{len(errors)} of {len(reports)} files failed (the first: {errors[0]})", result)
+    complain([item.error for item in reports if item.error], len(reports), result)
     return result
 
 
 def _one(
     estimator: DepthEstimator,
-    path: Path,
-    target: Path,
+    job: Job,
     settings: Settings,
     skip_existing: bool,
     keep: Callable[[str, Depth], None] | None,
 ) -> FileReport:
     start = time.perf_counter()
-    film = path.suffix.lower() in video.READABLE_SUFFIXES
+    path, target, film = job.source.path, job.target, job.source.is_video
     expected = [target.with_name(target.name + outputs.FORMATS[name][0]) for name in settings.formats]
     if film:
         expected = [target.with_name(target.name + "_depth.mp4")]
@@ -188,17 +136,9 @@ def _one(
             return dataclasses.replace(_film(estimator, path, target, settings), seconds=time.perf_counter() - start)
         result = estimator.predict(path, **settings.predict_options)
         written = outputs.save(result, target, settings.formats, **settings.save_options)
-    except DiskError:
-        raise
-    except UserError as error:
-        text = str(error)
-        return FileReport(str(path), "failed", error=text if str(path) in text else f"{path}: {text}")
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
-            raise
-        return FileReport(
-            str(path), "failed", error=f"{path}: not enough memory; a lower --resolution-level needs less"
-        )
+    except Exception as error:
+        text = failure(error, job, "a lower --resolution-level needs less")
+        return FileReport(str(path), "failed", error=text)
     if keep:
         keep(target.name, result)
     facts = outputs.describe(result)

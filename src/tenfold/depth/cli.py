@@ -68,8 +68,10 @@ def predict(
         tenfold depth predict fisheye/ -o out/ --camera aria.json --resolution-level 3
     """
     from tenfold.core.devices import set_threads
+    from tenfold.core.sources import find_sources, jobs_in_folder
     from tenfold.depth import batch
     from tenfold.depth.outputs import FORMATS
+    from tenfold.depth.pictures import PICTURE_SUFFIXES
 
     if not format:
         raise UserError(f"--format: give at least one of {', '.join(FORMATS)}")
@@ -79,7 +81,7 @@ def predict(
         raise UserError(f"--scale {scale:g}: give a number above 0")
     if camera is not None and fov_x is not None:
         raise UserError("give either --camera or --fov-x, not both")
-    files = batch.find_files(paths, recursive)
+    jobs = jobs_in_folder(find_sources(paths, output, recursive, pictures=PICTURE_SUFFIXES), output, lambda source: "")
     told: Camera | str | None = camera
     if camera is not None and camera not in ("exif", "auto"):
         from tenfold.depth.camera_input import Camera
@@ -99,7 +101,7 @@ def predict(
     shown: list[tuple[str, Depth]] = []
     result = batch.run(
         estimator,
-        files,
+        jobs,
         output,
         settings,
         model,

@@ -67,13 +67,14 @@ def upscale(
         tenfold superres upscale photos/ film.mp4 -o large/ --scale 4 --skip-existing
     """
     from tenfold.core.devices import set_threads
+    from tenfold.core.sources import find_sources
     from tenfold.superres import batch
 
     fit = parse_size(to) if to is not None else None
     if fit and scale:
         raise UserError("give either --scale or --to, not both")
     tile_choice, budget = parse_tile(tile), parse_bytes(memory) if memory is not None else None
-    sources = batch.find_sources(paths, output, recursive)
+    sources = find_sources(paths, output, recursive)
 
     from tenfold.superres.upscaling import Settings, UpscaleWork, target_suffix
 
@@ -110,12 +111,13 @@ def downscale(
         tenfold superres downscale DIV2K/HR -o DIV2K/LR_bicubic --scale 2 3 4
     """
     from tenfold.core import images
+    from tenfold.core.sources import find_sources
     from tenfold.superres import batch
     from tenfold.superres.evaluation import make_low_res
 
     if not scale or min(scale) < 1:
         raise UserError("--scale: give one or more factors, such as --scale 2 4")
-    sources = batch.find_sources(paths, output, recursive, films=False)
+    sources = find_sources(paths, output, recursive, films=False)
     jobs: dict[batch.Job, int] = {}
     for factor in dict.fromkeys(scale):
 

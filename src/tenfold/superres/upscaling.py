@@ -12,8 +12,9 @@ import numpy as np
 
 from tenfold.core import images
 from tenfold.core.console import UserError
+from tenfold.core.sources import Job
 from tenfold.core.video import VideoReader, VideoWriter
-from tenfold.superres.batch import Job, Outcome, Report
+from tenfold.superres.batch import Outcome, Report
 from tenfold.superres.config import MODELS, RECIPES
 from tenfold.superres.predictor import Precision, Tile, Upscaler
 from tenfold.superres.resize import resize_to
