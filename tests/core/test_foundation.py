@@ -102,7 +102,7 @@ def test_what_supervision_does_not_know_gets_a_default(theirs, names):
 
 def test_missing_supervision_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "supervision", None)
-    with pytest.raises(UserError, match="pip install supervision"):
+    with pytest.raises(UserError, match=r"pip install 'tenfold\[tracking\]'"):
         Detections([], [], []).to_supervision()
 
 

@@ -13,7 +13,7 @@ pytest.importorskip("onnxscript", reason="needs onnxscript")
 
 from tenfold.cli import main
 from tenfold.core.console import UserError
-from tenfold.core.export import CheckResult
+from tenfold.core.export import CheckResult, InputCheck
 from tenfold.llm import onnx_file
 from tenfold.llm.checkpoint import save_hf
 from tenfold.llm.config import ModelConfig
@@ -39,7 +39,8 @@ def test_an_exported_decoder_takes_any_rows_and_lengths(tmp_path):
 
 def test_a_file_that_differs_is_not_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_file.onnx, "export_onnx", lambda module, example, path, *names, **options: path.touch())
-    monkeypatch.setattr(onnx_file.onnx, "check_onnx", lambda *arguments: CheckResult(0.5, (), {"torch": "2"}))
+    apart = CheckResult(0.5, (InputCheck(((1, 3),), 0.5, 1.0, 0.5),), {"torch": "2"}, 0)
+    monkeypatch.setattr(onnx_file.onnx, "check_onnx", lambda *arguments: apart)
     model = Decoder(TINY)
     initialise(model)
     with pytest.raises(UserError, match=r"not written, since ONNX Runtime differs from PyTorch by 5\.0e-01"):

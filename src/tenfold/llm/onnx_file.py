@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from tenfold.core import export as onnx
 from tenfold.core.console import UserError, to_jsonable
-from tenfold.core.files import atomic_write
 from tenfold.llm.model import Decoder
 
 # Of a logit, relative to the largest: float32 sums in another order.
@@ -77,30 +76,27 @@ def write(
     vocabulary = model.config.vocabulary
     inputs = [(torch.randint(vocabulary, shape, generator=generator),) for shape in sizes]
     entries = {"config": json.dumps(to_jsonable(model.config)), "room": "llm", **(metadata or {})}
-    with atomic_write(path) as temporary:
-        onnx.export_onnx(
-            module,
-            (torch.randint(vocabulary, (2, 16), generator=generator),),
-            temporary,
-            ["tokens"],
-            ["logits"],
-            dynamic_shapes=({0: dynamic, 1: dynamic},),
-            metadata=entries,
-        )
-        result = onnx.check_onnx(temporary, module, inputs)
-        with torch.no_grad():
-            largest = max(module(*tokens).abs().max().item() for tokens in inputs)
-        if not result.max_abs_difference <= TOLERANCE * max(largest, 1.0):
-            raise UserError(
-                f"{path}: not written, since ONNX Runtime differs from PyTorch by {result.max_abs_difference:.1e}; "
-                f"try other versions than {result.versions}"
-            )
-        written = temporary.stat().st_size
+    result = onnx.export_checked(
+        module,
+        (torch.randint(vocabulary, (2, 16), generator=generator),),
+        path,
+        ["tokens"],
+        ["logits"],
+        inputs,
+        TOLERANCE,
+        lambda found: found.max_abs_difference / max(_largest(found), 1.0),
+        dynamic_shapes=({0: dynamic, 1: dynamic},),
+        metadata=entries,
+    )
     return Exported(
         path=str(path),
-        bytes=written,
+        bytes=result.bytes,
         max_abs_difference=result.max_abs_difference,
-        largest_logit=largest,
+        largest_logit=_largest(result),
         checked=tuple((*shape, check.max_abs_difference) for shape, check in zip(sizes, result.inputs, strict=True)),
         versions=result.versions,
     )
+
+
+def _largest(result: onnx.CheckResult) -> float:
+    return max(check.largest for check in result.inputs)
